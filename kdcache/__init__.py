@@ -1,0 +1,51 @@
+"""kdcache: run the teacher once, keep its soft targets, train as many students as you like.
+
+Public names are loaded on first use, so that ``import kdcache`` costs nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kdcache.codecs import DenseCodec as DenseCodec
+    from kdcache.codecs import TopKCodec as TopKCodec
+    from kdcache.data.batch import BatchMapping as BatchMapping
+    from kdcache.data.join import CachedDataset as CachedDataset
+    from kdcache.data.join import JoinedBatch as JoinedBatch
+    from kdcache.dump import dump_teacher as dump_teacher
+    from kdcache.errors import KdcacheError as KdcacheError
+    from kdcache.store import open_cache as open_cache
+    from kdcache.targets import SoftTargets as SoftTargets
+    from kdcache.train import StudentModule as StudentModule
+    from kdcache.train import train_student as train_student
+
+_PUBLIC = {
+    "BatchMapping": "kdcache.data.batch",
+    "CachedDataset": "kdcache.data.join",
+    "DenseCodec": "kdcache.codecs",
+    "JoinedBatch": "kdcache.data.join",
+    "KdcacheError": "kdcache.errors",
+    "SoftTargets": "kdcache.targets",
+    "StudentModule": "kdcache.train",
+    "TopKCodec": "kdcache.codecs",
+    "dump_teacher": "kdcache.dump",
+    "open_cache": "kdcache.store",
+    "train_student": "kdcache.train",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import the room that defines a public name when the name is first used (PEP 562)."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'kdcache' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,79 @@
+"""Every error that kdcache raises on purpose, and nothing else.
+
+Each message names the subject, both sides, what did (not) happen, and the way out; the class
+says only which exit code the command line ends with and what a caller may want to catch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdcacheError(Exception):
+    """Base of all errors raised on purpose. Takes one string, so that it survives a worker."""
+
+    exit_code = 1
+
+
+class UsageError(KdcacheError):
+    """The call itself is wrong: an unknown key, loss, codec or class path, a bad value."""
+
+    exit_code = 2
+
+
+class CacheError(KdcacheError):
+    """Something about a cache on disk; the kinds below say what."""
+
+
+class CacheMissingError(CacheError):
+    """There is no cache, split or view at the path."""
+
+
+class CacheIncompleteError(CacheError):
+    """Shards without a commit: the dump has not finished."""
+
+
+class CacheCorruptedError(CacheError):
+    """Bytes, metadata or checksums that cannot be what was written."""
+
+
+class MismatchError(KdcacheError):
+    """A cache and this run disagree, field by field; nothing was written."""
+
+
+class FingerprintMismatchError(MismatchError):
+    """A sample is not the one that the teacher saw."""
+
+
+class AlignmentError(KdcacheError):
+    """Samples and targets cannot be paired: a random dataset, a collate that reorders or drops."""
+
+
+class DataError(KdcacheError):
+    """A value in the data or in a model's output that no training should use."""
+
+
+class UnsupportedTargetsError(UsageError):
+    """A loss or temperature that these targets cannot serve."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """``Did you mean 'x'? Known: ...`` for an unknown name; the nearest known one comes first."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Known: {', '.join(names) if names else 'none'}."
+
+
+def paragraph(error: BaseException) -> str:
+    """The message without the traceback that a DataLoader worker puts in front of it.
+
+    PyTorch re-raises a worker's error with the worker's traceback as its text; the original
+    message stands after the last ``module.ClassName: `` of that text.
+    """
+    text = str(error)
+    marker = f"{type(error).__module__}.{type(error).__qualname__}: "
+    if "Original Traceback" in text and marker in text:
+        text = text.rsplit(marker, 1)[1]
+    return text.strip()

@@ -1,0 +1,32 @@
+"""The store: the only room that knows Zarr. Columns of numbers in, the same columns out.
+
+What a column means is the codecs' business, whose sample it is the join's. The format stands in
+FORMAT.md beside this file.
+"""
+
+from kdcache.columns import FINGERPRINT, KEY, NUM_ENTRIES, NUM_POSITIONS, Array, Column
+from kdcache.store.cache import Cache, View, open_cache
+from kdcache.store.local_copy import LocalCopy, open_local_copy
+from kdcache.store.manifest import Manifest, difference_table, differences
+from kdcache.store.tables import table_digest
+from kdcache.store.writer import ViewWriter, check_cache_path
+
+__all__ = [
+    "FINGERPRINT",
+    "KEY",
+    "NUM_ENTRIES",
+    "NUM_POSITIONS",
+    "Array",
+    "Cache",
+    "Column",
+    "LocalCopy",
+    "Manifest",
+    "View",
+    "ViewWriter",
+    "check_cache_path",
+    "difference_table",
+    "differences",
+    "open_cache",
+    "open_local_copy",
+    "table_digest",
+]

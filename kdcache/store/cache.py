@@ -1,0 +1,212 @@
+"""Opening a cache: splits, views, their manifests and commits. Reads metadata; decodes on demand.
+
+Presence is proved by commit records and checksums, never by reading an array, because Zarr gives
+the fill value for what is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, Per, is_name, num_rows
+from kdcache.errors import (
+    CacheCorruptedError,
+    CacheIncompleteError,
+    CacheMissingError,
+    suggest,
+)
+from kdcache.store.arrays import read_array
+from kdcache.store.commits import Commit, read_commits, read_index, view_digest
+from kdcache.store.files import read_json
+from kdcache.store.layout import (
+    ATTRIBUTE,
+    GROUP_FILE,
+    INDEX_FILE,
+    TABLES_FOLDER,
+    attempt_folder,
+    view_folder,
+)
+from kdcache.store.manifest import Manifest
+from kdcache.store.tables import read_table
+
+_ORDER: tuple[Per, ...] = ("sample", "position", "entry")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An opened teacher cache: a mapping from split name to its view 0.
+
+    Attributes:
+        path: its folder.
+    """
+
+    path: Path
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that were begun, sorted."""
+        names = [
+            folder.name
+            for folder in self.path.iterdir()
+            if is_name(folder.name)
+            and folder.name != TABLES_FOLDER
+            and (view_folder(self.path, folder.name, 0) / GROUP_FILE).is_file()
+        ]
+        return tuple(sorted(names))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.splits)
+
+    def __contains__(self, split: object) -> bool:
+        return split in self.splits
+
+    def __getitem__(self, split: str) -> View:
+        """View 0 of a split; CacheMissingError names the splits that there are."""
+        return self.view(split)
+
+    def view(self, split: str, number: int = 0) -> View:
+        """One view of a split."""
+        if split not in self.splits:
+            raise CacheMissingError(
+                f"{self.path} has no split {split!r}. {suggest(split, self.splits)} "
+                "Dump it with kdcache dump-teacher; other splits stay as they are."
+            )
+        folder = view_folder(self.path, split, number)
+        if not (folder / GROUP_FILE).is_file():
+            raise CacheMissingError(f"{self.path} has no view {number} of split {split!r}.")
+        return View(cache=self.path, folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One view of one split: manifest, commits, and decoded shards.
+
+    Attributes:
+        cache: folder of the cache.
+        folder: folder of the view.
+    """
+
+    cache: Path
+    folder: Path
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the view is; CacheCorruptedError where it cannot be read."""
+        where = self.folder / GROUP_FILE
+        attributes = read_json(where).get("attributes")
+        content = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
+        return Manifest.from_json(content, str(where))
+
+    @cached_property
+    def commits(self) -> tuple[Commit, ...]:
+        """The shards that are there, in order: from the index, or from the records."""
+        gathered = read_index(self.folder, self.manifest)
+        return read_commits(self.folder, self.manifest) if gathered is None else gathered
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Numbers of the shards without a commit."""
+        done = {commit.shard for commit in self.commits}
+        return tuple(s for s in range(self.manifest.num_shards) if s not in done)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the whole decoded content; only a complete view has one."""
+        self.check_complete()
+        return view_digest(self.manifest, self.commits)
+
+    def check_complete(self) -> None:
+        """Raise CacheIncompleteError while shards are missing."""
+        if self.pending:
+            total = self.manifest.num_shards
+            first, last = self.manifest.shard_range(self.pending[0])
+            raise CacheIncompleteError(
+                f"{self.folder} is not complete: {total - len(self.pending)} of {total} shards are "
+                f"there; the first missing one holds samples {first} to {last - 1}. Run the same "
+                "kdcache dump-teacher command again; it dumps only what is missing."
+            )
+
+    def read_shard(self, commit: Commit) -> dict[str, Array]:
+        """Decode and verify all columns of a shard.
+
+        Returns:
+            Column name -> rows (rows, *shape).
+
+        Raises:
+            CacheCorruptedError: anything about the shard is not what its commit says.
+        """
+        group = attempt_folder(self.folder, commit.shard, commit.attempt)
+        columns: dict[str, Array] = {}
+        for per in _ORDER:
+            for column in self.manifest.columns:
+                if column.per != per:
+                    continue
+                stored = commit.arrays[column.name]
+                wanted = num_rows(column, columns, commit.stop - commit.start)
+                if stored.rows != wanted:
+                    raise CacheCorruptedError(
+                        f"{group / column.name} has {stored.rows:,} rows, the counts beside it "
+                        f"say {wanted:,}."
+                    )
+                columns[column.name] = read_array(group, column, stored)
+        for name in (NUM_POSITIONS, NUM_ENTRIES):
+            if name in columns and columns[name].size and columns[name].min() < 0:
+                raise CacheCorruptedError(f"{group / name} holds a negative count.")
+        return columns
+
+    def read_num_positions(self) -> Array:
+        """Positions of every sample, (N,) int32, without decoding anything else."""
+        column = next(c for c in self.manifest.columns if c.name == NUM_POSITIONS)
+        groups = [attempt_folder(self.folder, c.shard, c.attempt) for c in self.commits]
+        parts = [
+            read_array(group, column, commit.arrays[NUM_POSITIONS])
+            for group, commit in zip(groups, self.commits, strict=True)
+        ]
+        return np.concatenate(parts)
+
+    def read_tables(self) -> dict[str, Array]:
+        """The codec's tables by name, verified."""
+        return {name: read_table(self.cache, d) for name, d in self.manifest.tables.items()}
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes on disk of everything that a reader of this view needs, metadata included."""
+        index = self.folder / INDEX_FILE
+        total = (self.folder / GROUP_FILE).stat().st_size
+        total += index.stat().st_size if index.exists() else 0
+        for commit in self.commits:
+            group = attempt_folder(self.folder, commit.shard, commit.attempt)
+            total += commit.stored_bytes
+            total += sum(path.stat().st_size for path in group.rglob(GROUP_FILE))
+        return total
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Open a teacher cache for reading.
+
+    Args:
+        path: its folder, as given to ``dump_teacher``.
+
+    Returns:
+        A mapping from split names to views; nothing is decoded yet.
+
+    Raises:
+        CacheMissingError: there is no such folder, or it holds no teacher cache.
+        CacheCorruptedError: its metadata cannot be what was written.
+    """
+    folder = Path(path)
+    marker = folder / GROUP_FILE
+    if not marker.is_file():
+        what = "is no teacher cache" if folder.exists() else "does not exist"
+        raise CacheMissingError(
+            f"{folder} {what}. Make it with kdcache dump-teacher, or correct the path."
+        )
+    attributes = read_json(marker).get("attributes")
+    if not isinstance(attributes, dict) or ATTRIBUTE not in attributes:
+        raise CacheMissingError(f"{folder} is a Zarr group, but no teacher cache.")
+    return Cache(folder)

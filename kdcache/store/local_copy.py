@@ -1,0 +1,208 @@
+"""The copy that training reads: a view decoded once into flat records, at memmap speed.
+
+Small copies live in memory; larger ones in a folder named by the view's digest, built once under
+a lock and shared by all students and DataLoader workers on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from filelock import FileLock
+
+from kdcache.columns import Array, Per
+from kdcache.errors import CacheCorruptedError, CacheError
+from kdcache.store.cache import View
+from kdcache.store.fields import Fields
+from kdcache.store.files import fsync_tree, read_json, write_json
+from kdcache.store.manifest import Manifest
+from kdcache.store.records import TABLES, RecordTypes, RecordWriter, Tables, take_records
+
+IN_MEMORY_BYTES = 64 << 20
+"""Copies up to this size are decoded into memory and leave nothing on disk."""
+
+_META = "copy.json"
+_CRC_STEP_BYTES = 16 << 20
+Progress = Callable[[int, int], None]
+
+
+class LocalCopy:
+    """Random access to a decoded view; made by :func:`open_local_copy`.
+
+    Attributes:
+        manifest: of the view.
+        location: folder of the mapped files, None where the copy lives in memory.
+    """
+
+    def __init__(
+        self, manifest: Manifest, types: RecordTypes, tables: Tables, location: Path | None
+    ) -> None:
+        self.manifest = manifest
+        self.location = location
+        self._types = types
+        self._tables = tables
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def column(self, name: str) -> Array:
+        """A whole column per sample, (N, *shape), such as the fingerprints."""
+        return self._tables["sample"][name]
+
+    def take(self, samples: Sequence[int] | Array) -> dict[str, Array]:
+        """Rows of some samples, in the order asked for.
+
+        Args:
+            samples: (B,) sample numbers, any order, repeats allowed.
+
+        Returns:
+            Column name -> rows: (B, ...) per sample, (sum P, ...) per position flat over the
+            samples, (sum E, ...) per entry flat over the positions. ``num_positions`` is
+            always among them.
+        """
+        wanted = np.asarray(samples, np.int64)
+        return take_records(self.manifest.columns, self._types, self._tables, wanted)
+
+    def check(self) -> None:
+        """Re-read the copy and compare its checksums; CacheCorruptedError where one is wrong."""
+        if self.location is None:
+            return
+        recorded = Fields(read_json(self.location / _META), str(self.location)).mapping("crc32c")
+        for name, table in self._tables.items():
+            if recorded.get(name) != _table_crc(table):
+                raise CacheCorruptedError(
+                    f"{self.location / name} is damaged. Remove the folder {self.location}; it is "
+                    "rebuilt from the cache."
+                )
+
+
+def default_folder() -> Path:
+    """``$KDCACHE_LOCAL``, or a folder of the user's cache directory."""
+    chosen = os.environ.get("KDCACHE_LOCAL")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(chosen) if chosen else base / "kdcache"
+
+
+def open_local_copy(
+    view: View,
+    folder: Path | None = None,
+    *,
+    in_memory_bytes: int = IN_MEMORY_BYTES,
+    progress: Progress | None = None,
+) -> LocalCopy:
+    """Open the local copy of a complete view, building it on first use.
+
+    Args:
+        view: the view; every checksum in it is verified while the copy is built.
+        folder: where copies live; ``default_folder()`` if None.
+        in_memory_bytes: a copy up to this size lives in memory instead.
+        progress: called with (shards done, shards in all) while it is built.
+
+    Raises:
+        CacheIncompleteError: shards are missing.
+        CacheCorruptedError: something in the cache or in an existing copy is damaged.
+        CacheError: the disk has too little room for the copy.
+    """
+    target = (folder or default_folder()) / view.digest
+    if target.is_dir():
+        return _open(view, target)
+    manifest = view.manifest
+    types = RecordTypes.of(manifest.columns, view.read_num_positions())
+    rows: dict[Per, int] = dict.fromkeys(TABLES, 0)
+    for column in manifest.columns:
+        rows[column.per] = sum(commit.arrays[column.name].rows for commit in view.commits)
+    if types.num_bytes(rows) <= in_memory_bytes:
+        tables = types.allocate(rows, lambda _, dtype, length: np.zeros(length, dtype))
+        _fill(view, types, tables, progress)
+        return LocalCopy(manifest, types, tables, None)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.is_dir():
+            _check_room(view, types.num_bytes(rows), target.parent)
+            _build(view, types, rows, target, progress)
+    return _open(view, target)
+
+
+def _fill(view: View, types: RecordTypes, tables: Tables, progress: Progress | None) -> None:
+    """Decode shard after shard into the tables; memory is bounded by one shard."""
+    writer = RecordWriter(view.manifest.columns, types, tables)
+    for number, commit in enumerate(view.commits):
+        writer.append(view.read_shard(commit))
+        if progress is not None:
+            progress(number + 1, len(view.commits))
+
+
+def _check_room(view: View, size: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > 0.95 * free:
+        raise CacheError(
+            f"the local copy of {view.folder} needs {size / 2**30:.1f} GiB, {folder} has "
+            f"{free / 2**30:.1f} GiB free. Point KDCACHE_LOCAL (or local_copy:) at a larger disk."
+        )
+
+
+def _build(
+    view: View,
+    types: RecordTypes,
+    rows: dict[Per, int],
+    target: Path,
+    progress: Progress | None,
+) -> None:
+    """Fill mapped files under a temporary name, then give the folder its own."""
+    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+
+    def make(per: Per, dtype: np.dtype[Any], length: int) -> Array:
+        return np.memmap(building / per, dtype, "w+", shape=(length,))
+
+    try:
+        tables = types.allocate(rows, make)
+        _fill(view, types, tables, progress)
+        for table in tables.values():
+            if isinstance(table, np.memmap):
+                table.flush()
+        meta = {
+            "crc32c": {per: _table_crc(table) for per, table in tables.items()},
+            "rows": rows,
+            "num_positions": types.num_positions,
+        }
+        write_json(building / _META, meta, replace=True)
+        fsync_tree(building)
+        building.chmod(0o755)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _open(view: View, target: Path) -> LocalCopy:
+    at = Fields(read_json(target / _META), str(target / _META))
+    row_fields = Fields(at.mapping("rows"), at.where)
+    rows: dict[Per, int] = {per: row_fields.integer(per) for per in TABLES}
+    uniform = at.optional_integer("num_positions")
+    types = RecordTypes.of(
+        view.manifest.columns, np.asarray([0, 1] if uniform is None else [uniform])
+    )
+    for per, dtype in types.tables.items():
+        expected = rows[per] * dtype.itemsize
+        if expected and (target / per).stat().st_size != expected:
+            raise CacheCorruptedError(f"{target} is damaged. Remove the folder; it is rebuilt.")
+
+    def mapped(per: Per, dtype: np.dtype[Any], length: int) -> Array:
+        return np.memmap(target / per, dtype, "r", shape=(length,))
+
+    return LocalCopy(view.manifest, types, types.allocate(rows, mapped), target)
+
+
+def _table_crc(table: Array) -> int:
+    crc = 0
+    step = max(1, _CRC_STEP_BYTES // max(1, table.dtype.itemsize))
+    for start in range(0, len(table), step):
+        crc = google_crc32c.extend(crc, table[start : start + step].tobytes())
+    return crc

@@ -1,0 +1,196 @@
+"""The manifest of one view of one split: the sole authority on codec, shapes and identity.
+
+It stands in the view's Zarr group attributes and is written once, before the first shard. What
+two runs must agree on is compared field by field; when and by what it was made is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kdcache.columns import Column, check_columns
+from kdcache.errors import CacheCorruptedError, MismatchError, UsageError
+from kdcache.store.fields import Fields
+from kdcache.store.layout import FORMAT_VERSION
+
+_MAX_COLUMNS = 256
+_MAX_AXES = 4
+_NOT_COMPARED = frozenset({"created", "class_names", "samples_per_shard"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a (split, view) of a cache is.
+
+    Attributes:
+        split: its name.
+        view: its number (0 until views of an augmentation are dumped).
+        num_samples: N; keys by index are 0 to N - 1.
+        samples_per_shard: samples of every shard but the last, fixed at creation.
+        batch_size: samples that went through the teacher together (within one shard).
+        num_classes: C.
+        codec: name and settings; enough to decode the columns.
+        columns: every stored column, the codec's and the store's own.
+        tables: name -> digest of the codec's tables, which stand once per cache.
+        key: where a sample's key comes from: ``index``, ``content`` or ``field:<name>``.
+        fingerprint: algorithm and source of the samples' fingerprints.
+        identity: named hashes of all that decides the targets (teacher, data, batch ...).
+        class_names: the names in class order, where known; their hash is in ``identity``.
+        references: what a few samples looked like at the dump, to say how far others are.
+        created: versions and time; informative, never compared.
+    """
+
+    split: str
+    view: int = 0
+    num_samples: int
+    samples_per_shard: int
+    batch_size: int
+    num_classes: int
+    codec: Mapping[str, Any]
+    columns: tuple[Column, ...]
+    tables: Mapping[str, str] = field(default_factory=dict)
+    key: str = "index"
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    references: tuple[Mapping[str, Any], ...] = ()
+    created: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if min(self.num_samples, self.samples_per_shard, self.batch_size, self.num_classes) < 1:
+            raise UsageError("a split needs at least one sample, one class and one per batch.")
+        check_columns(self.columns)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that a complete view has."""
+        return -(-self.num_samples // self.samples_per_shard)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """[start, stop) of the samples that a shard holds."""
+        start = shard * self.samples_per_shard
+        return start, min(start + self.samples_per_shard, self.num_samples)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the group's attributes."""
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["columns"] = [_column_json(column) for column in self.columns]
+        values["class_names"] = list(self.class_names)
+        values["references"] = [dict(reference) for reference in self.references]
+        return {"format": FORMAT_VERSION, **values}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Manifest:
+        """Read a manifest; CacheCorruptedError names the field that cannot be."""
+        at = Fields(value, where)
+        version = at.integer("format")
+        if version != FORMAT_VERSION:
+            raise CacheCorruptedError(
+                f"{where} has format version {version}; this kdcache reads {FORMAT_VERSION}. "
+                "Install the version that wrote it, or dump again."
+            )
+        columns, names = at.items("columns"), at.items("class_names")
+        if len(columns) > _MAX_COLUMNS or not all(isinstance(name, str) for name in names):
+            raise CacheCorruptedError(f"{where}: too many columns, or class names are no texts.")
+        references = at.items("references")
+        if not all(isinstance(reference, dict) for reference in references):
+            raise CacheCorruptedError(f"{where}: 'references' should be a list of objects.")
+        try:
+            return cls(
+                split=at.text("split", at_most=64),
+                view=at.integer("view", at_most=999_999),
+                num_samples=at.integer("num_samples", at_least=1),
+                samples_per_shard=at.integer("samples_per_shard", at_least=1),
+                batch_size=at.integer("batch_size", at_least=1),
+                num_classes=at.integer("num_classes", at_least=1, at_most=1 << 31),
+                codec=at.mapping("codec"),
+                columns=tuple(
+                    read_column(column, f"{where}, column {number}")
+                    for number, column in enumerate(columns)
+                ),
+                tables=at.texts("tables"),
+                key=at.text("key", at_most=256),
+                fingerprint=at.mapping("fingerprint"),
+                identity=at.texts("identity"),
+                class_names=tuple(names),
+                references=tuple(references),
+                created=at.texts("created"),
+            )
+        except UsageError as error:
+            raise CacheCorruptedError(f"{where}: {error}") from error
+
+
+def _column_json(column: Column) -> dict[str, Any]:
+    return {**asdict(column), "shape": list(column.shape)}
+
+
+def read_column(value: object, where: str) -> Column:
+    """Read one column of a manifest; CacheCorruptedError for anything that is not one."""
+    at = Fields(value, where)
+    shape = at.items("shape")
+    if len(shape) > _MAX_AXES or not all(type(size) is int for size in shape):
+        raise CacheCorruptedError(f"{where}: 'shape' should be at most {_MAX_AXES} integers.")
+    return Column(
+        name=at.text("name", at_most=64),
+        per=at.text("per", at_most=16),  # type: ignore[arg-type]  # checked by Column
+        dtype=at.text("dtype", at_most=16),
+        shape=tuple(shape),
+    )
+
+
+def _flat(value: object, name: str = "") -> dict[str, Any]:
+    """Nested objects as dotted names, so that a difference names the smallest field."""
+    if not isinstance(value, Mapping) or not value:
+        return {name: value}
+    prefix = f"{name}." if name else ""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}")
+    return flat
+
+
+def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted field name -> (cache's value, this run's), where the two differ."""
+    ours, theirs = _flat(cache), _flat(run)
+    names = sorted(ours.keys() | theirs.keys())
+    absent = "(none)"
+    pairs = {name: (ours.get(name, absent), theirs.get(name, absent)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def difference_table(found: Mapping[str, tuple[Any, Any]]) -> str:
+    """One aligned line a field: name, the cache's value, this run's."""
+    width = max(len(name) for name in found)
+    lines = [
+        f"  {name:<{width}}  cache {_short(cache)}   this run {_short(run)}"
+        for name, (cache, run) in found.items()
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."
+
+
+def check_same(cache: Manifest, run: Manifest, where: Path) -> None:
+    """Raise MismatchError unless ``run`` may continue the dump that ``cache`` describes."""
+
+    def comparable(manifest: Manifest) -> dict[str, Any]:
+        values = manifest.to_json()
+        columns = {
+            column.name: f"{column.dtype}{list(column.shape)}" for column in manifest.columns
+        }
+        kept = {name: value for name, value in values.items() if name not in _NOT_COMPARED}
+        return {**kept, "columns": columns, "references": str(values["references"])}
+
+    found = differences(comparable(cache), comparable(run))
+    if found:
+        raise MismatchError(
+            f"cannot continue the dump into {where}: {len(found)} fields differ.\n"
+            f"{difference_table(found)}\n"
+            "Nothing was written. Restore these settings to resume, or choose a new cache path."
+        )

@@ -1,0 +1,116 @@
+"""What the losses are handed: soft targets as value types, flat over the valid positions.
+
+They hold the packed columns as they were stored and widen on the device that asks, so a batch
+travels small. One type for each kind of target; a codec's ``decode`` makes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from kdcache.errors import UnsupportedTargetsError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SoftTargets:
+    """What every kind of soft target has.
+
+    Attributes:
+        num_positions: (B,) integer, valid positions of each sample; rows of all other tensors
+            are these positions, sample after sample, (P, ...) with P = num_positions.sum().
+        num_classes: C.
+    """
+
+    num_positions: Tensor
+    num_classes: int
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        tensors: dict[str, Any] = {
+            item.name: change(value)
+            for item in dataclasses.fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same targets on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same targets in page-locked memory (called by a DataLoader that pins)."""
+        return self._map(Tensor.pin_memory)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseTargets(SoftTargets):
+    """All C logits of every position.
+
+    Attributes:
+        values: (P, C), any float dtype; raw logits, or logits minus ``offset``.
+        offset: (P,) float32 to add back, or None where ``values`` are raw.
+    """
+
+    values: Tensor
+    offset: Tensor | None = None
+
+    def logits(self) -> Tensor:
+        """The teacher's raw logits (temperature 1), (P, C) float32."""
+        values = self.values.float()
+        return values if self.offset is None else values + self.offset.unsqueeze(-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TopKTargets(SoftTargets):
+    """The K largest log-probabilities of every position, and what is left of the others.
+
+    Attributes:
+        ids: (P, K) class numbers, any integer dtype, descending probability.
+        log_p: (P, K) log-probabilities at temperature 1, any float dtype.
+        tail_log_sums: (P, S) float32, log of the sum of p**(1/T) over the classes that are not
+            kept, for each declared temperature; -inf where K = C.
+        temperatures: the S declared temperatures.
+        offset: (P,) float32, log of the sum of exp(logit): raw logit = log_p + offset.
+    """
+
+    ids: Tensor
+    log_p: Tensor
+    tail_log_sums: Tensor
+    temperatures: tuple[float, ...]
+    offset: Tensor
+
+    def bucket_log_p(self, temperature: float) -> Tensor:
+        """Log-probabilities of the kept classes and, last, of all others together.
+
+        Args:
+            temperature: T, one of ``temperatures`` (any T where K = C).
+
+        Returns:
+            (P, K + 1) float32, normalised, at temperature T.
+
+        Raises:
+            UnsupportedTargetsError: the tail at this T was not stored, and cannot be derived.
+        """
+        kept = self.log_p.float() / temperature
+        if self.ids.shape[-1] == self.num_classes:
+            tail = kept.new_full((len(kept), 1), -torch.inf)
+        else:
+            check_temperature(temperature, self.temperatures)
+            tail = self.tail_log_sums[:, self.temperatures.index(temperature), None]
+        return torch.cat([kept, tail], dim=-1).log_softmax(dim=-1)
+
+
+def check_temperature(temperature: float, declared: tuple[float, ...]) -> None:
+    """Raise UnsupportedTargetsError unless T is among the declared temperatures."""
+    if temperature not in declared:
+        raise UnsupportedTargetsError(
+            f"temperature {temperature:g} cannot be served: from the top-k at temperature 1 the "
+            "tail at another one is not recoverable, and this cache stores it for "
+            f"{', '.join(f'{t:g}' for t in declared)}. Train at one of these, or dump again with "
+            f"targets.temperatures including {temperature:g}."
+        )
