@@ -21,11 +21,11 @@ class ModelOutput:
 
     Attributes:
         logits: (B, ..., C) with the class axis last.
-        losses: name -> scalar loss that the model itself returned under "loss".
+        losses: name -> scalar loss, or plain number, that the model itself returned under "loss".
     """
 
     logits: Tensor
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
 def read_output(output: Any, class_dim: int = -1) -> ModelOutput:
@@ -58,9 +58,11 @@ def read_output(output: Any, class_dim: int = -1) -> ModelOutput:
             "or (B, ..., C), or say batch.class_dim. Sigmoid and multi-label heads, one logit a "
             "label, are not supported yet."
         )
-    if isinstance(losses, Tensor):
+    if losses is None:
+        losses = {}
+    elif not isinstance(losses, Mapping):
         losses = {"student_loss": losses}
-    return ModelOutput(logits=logits.movedim(class_dim, -1), losses=dict(losses or {}))
+    return ModelOutput(logits=logits.movedim(class_dim, -1), losses=dict(losses))
 
 
 def count_positions(logits: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,6 +7,8 @@ travels small. One type for each kind of target; a codec's ``decode`` makes them
 from __future__ import annotations
 
 import dataclasses
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,7 +20,7 @@ from kdcache.errors import UnsupportedTargetsError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SoftTargets:
+class SoftTargets(ABC):
     """What every kind of soft target has.
 
     Attributes:
@@ -29,6 +31,25 @@ class SoftTargets:
 
     num_positions: Tensor
     num_classes: int
+
+    @abstractmethod
+    def num_rows(self) -> int:
+        """P, read from a shape: no wait for a GPU."""
+
+    @abstractmethod
+    def top_class(self) -> Tensor:
+        """The teacher's most probable class of every position, (P,) int64."""
+
+    @abstractmethod
+    def label_log_p(self, labels: Tensor) -> Tensor:
+        """The teacher's log-probability of a class per position, at temperature 1.
+
+        Args:
+            labels: (P,) int64; a negative one stands for no label and gives any number.
+
+        Returns:
+            (P,) float32; where the class was not kept, its share of the tail.
+        """
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         tensors: dict[str, Any] = {
@@ -63,6 +84,19 @@ class DenseTargets(SoftTargets):
         """The teacher's raw logits (temperature 1), (P, C) float32."""
         values = self.values.float()
         return values if self.offset is None else values + self.offset.unsqueeze(-1)
+
+    def num_rows(self) -> int:
+        """See :class:`SoftTargets`."""
+        return len(self.values)
+
+    def top_class(self) -> Tensor:
+        """See :class:`SoftTargets`."""
+        return self.values.argmax(dim=-1)
+
+    def label_log_p(self, labels: Tensor) -> Tensor:
+        """See :class:`SoftTargets`."""
+        log_p = self.values.float().log_softmax(dim=-1)
+        return log_p.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,6 +137,23 @@ class TopKTargets(SoftTargets):
             check_temperature(temperature, self.temperatures)
             tail = self.tail_log_sums[:, self.temperatures.index(temperature), None]
         return torch.cat([kept, tail], dim=-1).log_softmax(dim=-1)
+
+    def num_rows(self) -> int:
+        """See :class:`SoftTargets`."""
+        return len(self.ids)
+
+    def top_class(self) -> Tensor:
+        """See :class:`SoftTargets`."""
+        return self.ids[:, 0].long()
+
+    def label_log_p(self, labels: Tensor) -> Tensor:
+        """See :class:`SoftTargets`."""
+        log_p = self.log_p.float()
+        is_label = self.ids.long() == labels.unsqueeze(-1)
+        kept = torch.where(is_label, log_p, -torch.inf).amax(dim=-1)
+        left = max(1, self.num_classes - log_p.shape[-1])
+        tail = (1 - log_p.exp().sum(dim=-1)).clamp(min=1e-8).log() - math.log(left)
+        return torch.where(is_label.any(dim=-1), kept, tail)
 
 
 def check_temperature(temperature: float, declared: tuple[float, ...]) -> None:

@@ -28,24 +28,30 @@ def make_codec(name: str, settings: Mapping[str, Any]) -> Codec:
     Raises:
         UsageError: no such codec, or settings that it does not have.
     """
-    codec_class = BUILT_IN.get(name) or _import_codec(name)
+    codec_class = BUILT_IN.get(name) or _import_class(name)
     try:
-        return codec_class(**settings)
-    except TypeError as error:
+        codec = codec_class(**settings)
+    except (TypeError, ValueError) as error:
         known = getattr(codec_class, "__annotations__", {})
         unknown = next((key for key in settings if key not in known), None)
         hint = suggest(unknown, set(known) - {"name"}) if unknown else ""
         raise UsageError(f"the codec {name!r} does not take {settings}: {error}. {hint}") from error
+    # A protocol with data members (name) can be checked on instances only, not by issubclass.
+    if not isinstance(codec, Codec):
+        raise UsageError(f"{name!r} is not a codec: see kdcache.codecs.Codec for what one has.")
+    return codec
 
 
-def _import_codec(name: str) -> type[Codec]:
+def _import_class(name: str) -> type[Any]:
     module, _, attribute = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute) if module else None
-    except (ImportError, AttributeError):
-        found = None
-    if not isinstance(found, type) or not issubclass(found, Codec):
-        raise UsageError(f"there is no codec {name!r}. {suggest(name, BUILT_IN)}")
+    found, reason = None, ""
+    if module and all(part.isidentifier() for part in name.split(".")):
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            reason = f" ({error})"
+    if not isinstance(found, type):
+        raise UsageError(f"there is no codec {name!r}{reason}. {suggest(name, BUILT_IN)}")
     return found
 
 

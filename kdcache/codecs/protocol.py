@@ -27,6 +27,9 @@ class Codec(Protocol):
     name: ClassVar[str]
     """Name in the manifest: a built-in's short name, or the class path of your own codec."""
 
+    num_pilot_samples: ClassVar[int]
+    """Samples that ``fit`` wants to see, drawn uniformly over the dataset; 0: nothing to fit."""
+
     def settings(self) -> Mapping[str, Any]:
         """JSON values from which the constructor makes an equal codec (tables apart)."""
         ...
@@ -79,6 +82,8 @@ class Codec(Protocol):
 
 class FixedCodec:
     """The parts of the protocol that are empty for a codec without tables."""
+
+    num_pilot_samples: ClassVar[int] = 0
 
     def fit(self, logits: Tensor) -> Self:  # noqa: ARG002
         """Nothing to fit."""

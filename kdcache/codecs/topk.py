@@ -75,7 +75,8 @@ class TopKCodec(FixedCodec):
         logits = logits.float()
         num_classes = logits.shape[-1]
         offset = logits.logsumexp(dim=-1)
-        log_p = logits - offset.unsqueeze(-1)
+        # Not logits - offset: at a common offset of 1e4 that would cost log_p its last digits.
+        log_p = logits.log_softmax(dim=-1)
         kept, ids = log_p.topk(min(self.k, num_classes), dim=-1)
         tail = log_p.scatter(-1, ids, -torch.inf)
         sums = torch.stack([(tail / t).logsumexp(dim=-1) for t in self.temperatures], dim=-1)

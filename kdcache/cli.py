@@ -1,0 +1,116 @@
+"""The ``kdcache`` command: finds the sub-command, and turns errors into one paragraph.
+
+A lazy dispatcher: ``kdcache --help`` imports nothing heavy, each command only what it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcache import __version__
+from kdcache.errors import KdcacheError, UsageError, paragraph, suggest
+
+COMMANDS = {
+    "dump-teacher": ("kdcache.commands.dump_teacher", "run the teacher once, keep its targets"),
+    "train-student": ("kdcache.commands.train_student", "train one student from a cache"),
+    "inspect": ("kdcache.commands.inspect", "what is in a cache: splits, codec, size, teacher"),
+    "verify": ("kdcache.commands.verify", "read everything and check every checksum"),
+}
+_INTERRUPTED = 130
+
+
+def usage() -> str:
+    """The text of ``kdcache --help``."""
+    lines = [f"  {name:<14} {about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: kdcache COMMAND [options]",
+            "",
+            "Knowledge distillation from a teacher cache.",
+            "",
+            *lines,
+            "",
+            "kdcache COMMAND --help says more; --debug shows the traceback of an error.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; ``sys.argv`` if None (never changed here, since
+            launchers run it again).
+
+    Returns:
+        0; 1 for bad data or a bad cache; 2 for a wrong call; 130 when interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    rest = [argument for argument in given if argument != "--debug"]
+    _log_to_stderr()
+    try:
+        return _dispatch(rest)
+    except KdcacheError as error:
+        return _report(error, paragraph(error), error.exit_code, debug=debug)
+    except KeyboardInterrupt:
+        print("interrupted; what was committed stays", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = (
+            f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {error}. This is not an "
+            "error that kdcache expects; --debug shows the traceback."
+        )
+        return _report(error, text, 1, debug=debug)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"kdcache {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UsageError(f"there is no command {name!r}. {suggest(name, COMMANDS)}")
+    # A user's own modules in the current folder can be named by class path.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    command = importlib.import_module(COMMANDS[name][0])
+    _quiet_lightning()
+    return int(command.run(rest))
+
+
+def _report(error: BaseException, text: str, code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"{type(error).__name__}: {text}" if code != 2 else f"kdcache: {text}", file=sys.stderr)
+    return code
+
+
+def _log_to_stderr() -> None:
+    """Our own messages, as plain lines on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("kdcache")
+    ours.handlers[:] = [handler]
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+def _quiet_lightning() -> None:
+    """Lightning says only what is wrong; it sets its level when it is imported, so after that."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,55 @@
+"""``kdcache dump-teacher``: stage one from an experiment file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdcache.codecs import make_codec
+from kdcache.commands.arguments import experiment_from
+from kdcache.commands.inspect import print_report
+from kdcache.config import build, fingerprint_function
+from kdcache.data import sources
+from kdcache.data.batch import parse_mapping
+from kdcache.dump import DumpJob, run_job
+from kdcache.experiment import DumpExperiment
+from kdcache.store import check_cache_path
+from kdcache.tools.inspect import inspect_cache
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Dump what is missing and print what the cache holds then."""
+    experiment = experiment_from(arguments, DumpExperiment, "dump-teacher")
+    if experiment is None:
+        return 0
+    check_cache_path(Path(experiment.cache))
+    dump = experiment.dump
+    make = functools.partial(make_job, experiment)
+    cache = run_job(make, devices=dump.devices, part=dump.part)
+    print_report(inspect_cache(cache.path))
+    return 0
+
+
+def make_job(experiment: DumpExperiment) -> DumpJob:
+    """The job that an experiment describes; called once in every process that dumps."""
+    targets = dict(experiment.targets)
+    codec = make_codec(str(targets.pop("codec", "dense")), targets)
+    data = build(experiment.data, "data")
+    sources.prepare(data)
+    train, validation = sources.loaders(data)
+    dump = experiment.dump
+    return DumpJob(
+        teacher=build(experiment.teacher, "teacher"),
+        loaders={sources.TRAIN: train, **validation},
+        cache=Path(experiment.cache),
+        codec=codec,
+        mapping=parse_mapping(experiment.batch, "teacher"),
+        class_names=sources.class_names(data, train.dataset),
+        key=dump.key,
+        fingerprint=fingerprint_function(dump.fingerprint) or dump.fingerprint,
+        samples_per_shard=dump.samples_per_shard,
+        accelerator=dump.accelerator,
+        precision=dump.precision,
+        progress=experiment.progress,
+    )

@@ -1,0 +1,155 @@
+"""What the user brings: loaders of any kind of data object, and copies of a DataLoader.
+
+Duck-typed on purpose: DataModules of either Lightning package, or any object with loaders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from kdcache.errors import DataError, UsageError
+
+TRAIN = "train"
+VALIDATION = "val"
+Loader = DataLoader[Any]
+
+_TRAIN_NAMES = ("train_dataloader", "train_data_loader")
+_VALIDATION_NAMES = ("val_dataloader", "val_data_loaders")
+_LIGHTNING = frozenset({"pytorch_lightning", "lightning"})
+
+
+def prepare(data: Any) -> None:
+    """Run a DataModule's own preparation, where it has one."""
+    for name, arguments in (("prepare_data", ()), ("setup", ("fit",))):
+        hook = getattr(data, name, None)
+        if callable(hook):
+            hook(*arguments)
+
+
+def loaders(data: Any) -> tuple[Loader, dict[str, Loader]]:
+    """The training loader and the validation loaders by name.
+
+    Args:
+        data: an object with ``train_dataloader()`` and perhaps ``val_dataloader()`` (a Lightning
+            DataModule or any other), or attributes ``train_data_loader``, ``val_data_loaders``.
+
+    Returns:
+        The training loader; validation loaders by split name: the user's names for a mapping,
+        ``val`` for one loader, ``val_0``, ``val_1``, ... for several.
+
+    Raises:
+        UsageError: there is no training loader.
+    """
+    train = _from(data, _TRAIN_NAMES)
+    if not isinstance(train, DataLoader):
+        raise UsageError(
+            f"{type(data).__name__} has no training DataLoader (found {type(train).__name__}). "
+            f"Give it one of {', '.join(_TRAIN_NAMES)}."
+        )
+    return train, validation_loaders(_from(data, _VALIDATION_NAMES))
+
+
+def validation_loaders(found: Any) -> dict[str, Loader]:
+    """Validation loaders by name, from whatever form they were given in."""
+    if found is None:
+        return {}
+    if isinstance(found, DataLoader):
+        return {VALIDATION: found}
+    if isinstance(found, Mapping):
+        named = dict(found)
+    elif isinstance(found, Sequence):
+        named = {f"{VALIDATION}_{number}": loader for number, loader in enumerate(found)}
+        if len(named) == 1:
+            named = {VALIDATION: found[0]}
+    else:
+        raise UsageError(f"validation loaders cannot be a {type(found).__name__}.")
+    if TRAIN in named or not all(isinstance(value, DataLoader) for value in named.values()):
+        raise UsageError(
+            f"validation loaders are DataLoaders by name, none of them called {TRAIN!r}; found "
+            f"{ {name: type(value).__name__ for name, value in named.items()} }."
+        )
+    return named
+
+
+def _from(data: Any, names: Sequence[str]) -> Any:
+    for name in names:
+        member = getattr(data, name, None)
+        # A DataModule's base class has the hook too, where it only raises.
+        inherited = getattr(member, "__module__", None) or ""
+        if member is None or (callable(member) and inherited.split(".")[0] in _LIGHTNING):
+            continue
+        is_hook = callable(member) and not isinstance(member, DataLoader)
+        return member() if is_hook else member
+    return None
+
+
+def class_names(data: Any, dataset: Any) -> tuple[str, ...]:
+    """Names of the classes in order: ``class_names`` or ``classes`` of the data or its dataset."""
+    for holder in (data, dataset):
+        for name in ("class_names", "classes"):
+            found = getattr(holder, name, None)
+            if isinstance(found, Sequence) and not isinstance(found, str) and len(found):
+                return tuple(str(item) for item in found)
+    return ()
+
+
+def check_map_style(loader: Loader) -> None:
+    """Raise DataError for a loader whose samples cannot be asked for by key."""
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"{type(dataset).__name__} is a stream: its samples cannot be asked for by key, which "
+            "is not supported yet. Give a map-style dataset (__getitem__ and __len__)."
+        )
+    if loader.batch_size is None and loader.batch_sampler is None:
+        raise DataError(
+            "a DataLoader with batch_size=None gives batches that the dataset made; kdcache joins "
+            "targets sample by sample. Let the DataLoader form the batches."
+        )
+
+
+def worker_options(loader: Loader) -> dict[str, Any]:
+    """A DataLoader's settings that do not concern which samples it draws."""
+    options: dict[str, Any] = {
+        "num_workers": loader.num_workers,
+        "pin_memory": loader.pin_memory,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "generator": loader.generator,
+    }
+    if loader.num_workers > 0:
+        options |= {
+            "multiprocessing_context": loader.multiprocessing_context,
+            "prefetch_factor": loader.prefetch_factor,
+            "persistent_workers": loader.persistent_workers,
+        }
+    return options
+
+
+def with_dataset(
+    loader: Loader, dataset: Dataset[Any], collate_fn: Callable[[Any], Any]
+) -> DataLoader[Any]:
+    """A DataLoader like the user's, over another dataset with the same sample numbers.
+
+    Batch size, sampler or batch sampler, workers and all other settings are kept.
+    """
+    options = worker_options(loader)
+    if loader.batch_size is None:
+        options["batch_sampler"] = loader.batch_sampler
+    else:
+        options |= {
+            "batch_size": loader.batch_size,
+            "sampler": loader.sampler,
+            "drop_last": loader.drop_last,
+        }
+    return DataLoader(dataset, collate_fn=collate_fn, **options)
+
+
+def fetch(dataset: Any, indices: Sequence[int]) -> list[Any]:
+    """Samples of a map-style dataset, by its own batched fetch where it has one."""
+    if hasattr(dataset, "__getitems__"):
+        return list(dataset.__getitems__(list(indices)))
+    return [dataset[index] for index in indices]

@@ -1,0 +1,110 @@
+"""Stage one: the teacher runs once, and what it says goes into the cache.
+
+Nothing here is imported by stage two; the stages meet on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdcache.codecs import Codec, DenseCodec
+from kdcache.data import sources
+from kdcache.data.batch import Mapped, parse_mapping
+from kdcache.dump.launch import run_on_devices
+from kdcache.dump.loop import DumpJob, run
+from kdcache.dump.replica import this_replica
+from kdcache.errors import UsageError
+from kdcache.store import Cache
+
+__all__ = ["DumpJob", "dump_teacher", "run_job"]
+
+
+def dump_teacher(
+    teacher: nn.Module | Callable[[], nn.Module],
+    data: sources.Loader | Mapping[str, sources.Loader],
+    cache: str | Path,
+    *,
+    codec: Codec | None = None,
+    batch: Mapped | Mapping[str, Any] | str | None = None,
+    class_names: Sequence[str] = (),
+    key: str = "index",
+    fingerprint: str | Callable[[Any], Any] = "inputs",
+    samples_per_shard: int | None = None,
+    devices: int = 1,
+    part: str | None = None,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+    progress: bool = True,
+) -> Cache:
+    """Run a teacher over every sample once and keep its soft targets.
+
+    Running it again with the same arguments dumps only what is missing; a complete cache is
+    returned as it is.
+
+    Args:
+        teacher: a module that returns raw logits (temperature 1) as a tensor, a tuple, a dict
+            with "logits" or an object with ``.logits``; or a function that makes it, called only
+            where something is missing. It is put into eval mode and frozen.
+        data: a DataLoader (split ``train``), or split name -> DataLoader. Their datasets,
+            collate functions, batch sizes and workers are used; their order is not.
+        cache: folder of the teacher cache; made if it is missing.
+        codec: how logits are stored; ``DenseCodec()`` (float16 and offset) if None.
+        batch: which leaves of a batch are inputs, labels and mask, and ``class_dim``; a mapping
+            as in the experiment file's ``batch:``, or None where it can be inferred.
+        class_names: in class order; compared with the student's before training.
+        key: ``index``, ``content`` or ``field:<path>``: what joins samples and targets.
+        fingerprint: ``inputs``, ``sample``, or a function from a sample to what counts.
+        samples_per_shard: unit of work and loss; chosen from size and count if None.
+        devices: processes to start on this machine, one teacher each.
+        part: ``3/16``: this job's share (from 0) where independent jobs fill one cache. Under
+            torchrun or SLURM the rank is read from the environment.
+        accelerator: ``auto``, ``cpu``, ``cuda``, ...
+        precision: Fabric's names: ``32-true``, ``bf16-mixed``, ``16-mixed``, ...
+        progress: show a bar where standard error is a terminal.
+
+    Returns:
+        The cache, opened; complete unless other parts are still to run.
+
+    Raises:
+        CacheError: the path holds something that is no cache.
+        MismatchError: the cache was begun with other settings; field by field.
+        DataError: logits with NaN or +inf, labels out of range; names the sample.
+        AlignmentError: a random dataset, a collate function that reorders or drops.
+    """
+    named = data if isinstance(data, Mapping) else {sources.TRAIN: data}
+    job = DumpJob(
+        teacher=teacher,
+        loaders=dict(named),
+        cache=Path(cache),
+        codec=codec or DenseCodec(),
+        mapping=parse_mapping(batch, "teacher"),
+        class_names=tuple(class_names),
+        key=key,
+        fingerprint=fingerprint,
+        samples_per_shard=samples_per_shard,
+        accelerator=accelerator,
+        precision=precision,
+        progress=progress,
+    )
+    return run_job(functools.partial(dataclasses.replace, job), devices=devices, part=part)
+
+
+def run_job(make_job: Callable[[], DumpJob], *, devices: int = 1, part: str | None = None) -> Cache:
+    """Run a job here, as this process's replica, or on several devices of this machine."""
+    if devices < 1:
+        raise UsageError(f"devices is at least 1, not {devices}.")
+    replica = this_replica(part)
+    if devices == 1:
+        return run(make_job(), replica)
+    if replica.count > 1:
+        raise UsageError(
+            f"devices={devices} starts processes, but this is already replica {replica.number} of "
+            f"{replica.count} (part, torchrun or SLURM). Use one of the two."
+        )
+    return run_on_devices(make_job, devices)

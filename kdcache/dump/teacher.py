@@ -1,0 +1,93 @@
+"""The teacher as stage one runs it: frozen, in eval mode, at one recorded precision.
+
+Lightning Fabric gives device and precision; the model is not wrapped, because a frozen module
+under a distributed wrapper raises and there is nothing to synchronise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import xxhash
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from kdcache.data.batch import Mapped
+from kdcache.data.forward import FlatOutput, forward
+from kdcache.errors import UsageError
+
+
+def weights_digest(teacher: nn.Module) -> str:
+    """xxh3-128 over names, dtypes, shapes and bytes of all parameters and buffers."""
+    state = xxhash.xxh3_128()
+    for name, tensor in sorted(teacher.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            continue
+        values = tensor.detach().cpu().contiguous()
+        state.update(f"{name} {values.dtype} {tuple(values.shape)};".encode())
+        state.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return f"xxh3:{state.hexdigest()}"
+
+
+def class_path(value: object) -> str:
+    """``module.Name`` of an object's class, or of a function."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+class TeacherForward:
+    """Runs a teacher over batches and gives flat logits.
+
+    Args:
+        teacher: the model; frozen and put into eval mode here. Its placement is left alone where
+            it already spans devices.
+        mapping: the teacher's batch mapping.
+        accelerator: ``auto``, ``cpu``, ``cuda``, ...
+        precision: Fabric's names, such as ``32-true`` or ``bf16-mixed``.
+        device: number of the device on this machine.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        mapping: Mapped,
+        *,
+        accelerator: str = "auto",
+        precision: str = "32-true",
+        device: int = 0,
+    ) -> None:
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not _has_accelerator())
+        devices: Any = 1 if on_cpu else [device]
+        try:
+            self._fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                precision=precision,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"dump.accelerator {accelerator!r} with precision {precision!r} cannot be used "
+                f"here: {error}"
+            ) from error
+        self.mapping = mapping
+        teacher.eval().requires_grad_(False)
+        spans_devices = len({parameter.device for parameter in teacher.parameters()}) > 1
+        module = teacher if spans_devices else teacher.to(self._fabric.device)
+        if precision.endswith("-true"):
+            module = self._fabric._precision.convert_module(module)
+        self._module = module
+
+    @torch.inference_mode()
+    def __call__(self, batch: Any) -> FlatOutput:
+        """Logits of one batch, (P, C) float32, flat over its valid positions, on the device."""
+        batch = self._fabric.to_device(batch)
+        with self._fabric.autocast():
+            output = forward(self._module, self.mapping, batch)
+        self.mapping = output.mapping
+        return dataclasses.replace(output, logits=output.logits.float())
+
+
+def _has_accelerator() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()

@@ -1,0 +1,113 @@
+"""The sections of an experiment file, one value type for each stage. Data only.
+
+``cache``, ``data``, ``batch`` and ``progress`` serve both stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+COMPONENTS = frozenset({"data", "teacher", "student", "optimizer", "scheduler"})
+"""Sections of the form ``{class_path: ..., init_args: {...}}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpSection:
+    """How stage one runs.
+
+    Attributes:
+        devices: processes to start on this machine, one teacher each.
+        part: this job's share, such as 3/16 (from 0), where independent jobs fill one cache.
+        accelerator: auto, cpu, cuda, ...
+        precision: 32-true, bf16-mixed, 16-mixed, ...
+        key: index, content, or field:<path>: what joins samples and targets.
+        fingerprint: inputs, sample, or the class path of a function of a sample.
+        samples_per_shard: unit of work and loss; chosen from size and count if null.
+    """
+
+    devices: int = 1
+    part: str | None = None
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    key: str = "index"
+    fingerprint: str = "inputs"
+    samples_per_shard: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSection:
+    """What a student learns from.
+
+    Attributes:
+        temperature: T > 0 of the losses on soft targets.
+        losses: loss name -> coefficient.
+    """
+
+    temperature: float = 1.0
+    losses: dict[str, float] = field(default_factory=lambda: {"kd_loss": 1.0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DumpExperiment:
+    """What ``kdcache dump-teacher`` reads.
+
+    Attributes:
+        cache: folder of the teacher cache.
+        data: class_path and init_args of an object with training and validation loaders.
+        teacher: class_path and init_args of the teacher.
+        batch: which leaves are inputs, labels and mask; inferred if null.
+        targets: codec and its settings.
+        dump: how the teacher is run.
+        progress: show a bar on a terminal.
+    """
+
+    cache: str
+    data: dict[str, Any]
+    teacher: dict[str, Any]
+    batch: Any = None
+    targets: dict[str, Any] = field(default_factory=lambda: {"codec": "dense"})
+    dump: DumpSection = field(default_factory=DumpSection)
+    progress: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentExperiment:
+    """What ``kdcache train-student`` reads.
+
+    Attributes:
+        cache: folder of the teacher cache.
+        data: class_path and init_args of an object with training and validation loaders.
+        student: class_path and init_args of the student.
+        batch: which leaves are inputs, labels and mask; inferred if null.
+        targets: only a class path in ``codec`` is read: a codec of your own is never imported
+            because a cache names it, but because you do.
+        dump: only a class path in ``fingerprint`` is read, for the same reason.
+        distill: losses and temperature.
+        optimizer: class_path and init_args; Adam with lr 1e-3 if null.
+        scheduler: class_path and init_args, stepped once an epoch.
+        pipelines: validation set -> class_path and init_args of its inference pipeline.
+        trainer: arguments of Lightning's Trainer, such as max_epochs, devices, precision.
+        output: a new or empty folder; numbered beside the cache if null.
+        local_copy: folder of the local copy of the cache; the machine's default if null.
+        allow_mismatch: train although samples differ from what the teacher saw.
+        seed: of everything random.
+        progress: show a bar on a terminal.
+    """
+
+    cache: str
+    data: dict[str, Any]
+    student: dict[str, Any]
+    batch: Any = None
+    targets: dict[str, Any] = field(default_factory=dict)
+    dump: DumpSection = field(default_factory=DumpSection)
+    distill: DistillSection = field(default_factory=DistillSection)
+    optimizer: dict[str, Any] | None = None
+    scheduler: dict[str, Any] | None = None
+    pipelines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    output: str | None = None
+    local_copy: str | None = None
+    allow_mismatch: bool = False
+    seed: int = 0
+    progress: bool = True

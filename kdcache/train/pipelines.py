@@ -1,0 +1,118 @@
+"""Inference pipelines: how a student is scored on a whole validation set.
+
+A pipeline is any object with ``run_inference_pipeline(model, data_loader)`` that returns a dict
+of numbers with "inference_result" among them, larger being better unless it has ``mode = "min"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning.utilities import move_data_to_device
+from torch import Tensor, nn
+
+from kdcache.data.batch import BatchMapping, Mapped
+from kdcache.data.forward import FlatOutput, forward
+from kdcache.data.join import IGNORE_INDEX, JoinedBatch
+from kdcache.errors import DataError, UsageError
+from kdcache.losses import kd_loss
+from kdcache.targets import SoftTargets
+
+RESULT = "inference_result"
+
+
+class AccuracyPipeline:
+    """Top-1 accuracy on labels; beside it the distance to the teacher where it is cached.
+
+    Args:
+        batch: where inputs and labels are.
+
+    Attributes:
+        mode: larger is better.
+    """
+
+    mode: Literal["max", "min"] = "max"
+
+    def __init__(self, batch: Mapped | None = None) -> None:
+        self.mapping: Mapped = batch or BatchMapping()
+
+    @torch.inference_mode()
+    def run_inference_pipeline(self, model: nn.Module, data_loader: Any) -> dict[str, float]:
+        """Score a model, on the device it is on, in eval mode.
+
+        Args:
+            model: the student.
+            data_loader: the user's batches, or joined ones.
+
+        Returns:
+            ``accuracy`` over labelled positions (also as ``inference_result``); for joined
+            batches ``teacher_kl``, KL(teacher || student) in nats per position at temperature 1
+            (a lower bound for top-k targets), and ``teacher_agreement``, the share of positions
+            where both have the same top class.
+
+        Raises:
+            DataError: there is neither a label nor a target.
+        """
+        was_training = model.training
+        model.eval()
+        sums: dict[str, Tensor] = {}
+        try:
+            for batch in data_loader:
+                for name, value in self._batch_sums(model, batch).items():
+                    sums[name] = sums[name] + value if name in sums else value
+        finally:
+            model.train(was_training)
+        return _results({name: float(value) for name, value in sums.items()})
+
+    def _batch_sums(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        batch = move_data_to_device(batch, next(model.parameters()).device)
+        targets = batch.targets if isinstance(batch, JoinedBatch) else None
+        user_batch = batch.batch if isinstance(batch, JoinedBatch) else batch
+        output = forward(model, self.mapping, user_batch)
+        sums: dict[str, Tensor] = {}
+        if output.labels is not None:
+            known = output.labels != IGNORE_INDEX
+            right = output.logits.argmax(dim=-1) == output.labels
+            sums |= {"labelled": known.sum(), "correct": (right & known).sum()}
+        return sums if targets is None else sums | _teacher_sums(output, targets)
+
+
+def _teacher_sums(output: FlatOutput, targets: SoftTargets) -> dict[str, Tensor]:
+    same = output.logits.argmax(dim=-1) == targets.top_class()
+    divergence = kd_loss(output.logits, targets, 1.0)
+    return {"positions": divergence.count, "kl": divergence.sum.double(), "same": same.sum()}
+
+
+def _results(sums: Mapping[str, float]) -> dict[str, float]:
+    results: dict[str, float] = {}
+    if sums.get("positions"):
+        results["teacher_kl"] = sums["kl"] / sums["positions"]
+        results["teacher_agreement"] = sums["same"] / sums["positions"]
+    if sums.get("labelled"):
+        results["accuracy"] = sums["correct"] / sums["labelled"]
+    if not results:
+        raise DataError(
+            "a validation set has neither labels nor cached targets: nothing to score. Name the "
+            "labels (batch.labels), or give the set a pipeline of its own."
+        )
+    return {RESULT: results.get("accuracy", results.get("teacher_agreement", 0.0)), **results}
+
+
+def run_pipeline(pipeline: Any, name: str, model: nn.Module, loader: Any) -> dict[str, float]:
+    """Run any pipeline and check what it returned."""
+    results = pipeline.run_inference_pipeline(model, loader)
+    if not isinstance(results, Mapping) or RESULT not in results:
+        raise UsageError(
+            f"the pipeline of {name!r}, {type(pipeline).__name__}, returned {results!r}. It should "
+            f"return a dict with a number under {RESULT!r}."
+        )
+    numbers = {}
+    for key, value in results.items():
+        single = isinstance(value, Tensor) and value.numel() == 1
+        if single or (isinstance(value, int | float) and not isinstance(value, bool)):
+            numbers[str(key)] = float(value)
+    if RESULT not in numbers:
+        raise UsageError(f"the pipeline of {name!r} gave no number under {RESULT!r}.")
+    return numbers
