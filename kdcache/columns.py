@@ -28,16 +28,17 @@ RESERVED = frozenset({NUM_POSITIONS, FINGERPRINT, KEY})
 """Columns that the dump and the join own; a codec's columns have other names."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?")
-_DTYPES = frozenset(
+DTYPES = frozenset(
     {"uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
     | {"float16", "float32", "float64"}
 )
 _MAX_COMPONENTS = 1 << 22
+_TAKEN = frozenset({"zarr.json"})
 
 
 def is_name(text: str) -> bool:
     """Whether a split, column or table may be called so: one path component, no tricks."""
-    return _NAME.fullmatch(text) is not None and ".." not in text
+    return _NAME.fullmatch(text) is not None and ".." not in text and text.casefold() not in _TAKEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Column:
             raise UsageError(f"a column cannot be called {self.name!r}.")
         if self.per not in get_args(Per):
             raise UsageError(f"column {self.name!r} is per {self.per!r}, not {get_args(Per)}.")
-        if self.dtype not in _DTYPES:
+        if self.dtype not in DTYPES:
             raise UsageError(f"column {self.name!r} cannot hold {self.dtype!r}.")
         if any(size < 1 for size in self.shape) or math.prod(self.shape) > _MAX_COMPONENTS:
             raise UsageError(f"column {self.name!r} cannot have rows of shape {self.shape}.")
@@ -93,8 +94,9 @@ class Column:
 def check_columns(columns: Sequence[Column]) -> None:
     """Raise UsageError unless the columns fit together: unique names, counts where needed."""
     by_name = {column.name: column for column in columns}
-    if len(by_name) != len(columns):
-        raise UsageError("two columns have the same name.")
+    # Some file systems do not tell "Ids" from "ids".
+    if len({name.casefold() for name in by_name}) != len(columns):
+        raise UsageError(f"two columns have the same name: {[c.name for c in columns]}.")
     needed: Mapping[str, Per] = {NUM_POSITIONS: "sample"}
     if any(column.per == "entry" for column in columns):
         needed = {**needed, NUM_ENTRIES: "position"}

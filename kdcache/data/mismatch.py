@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdcache.data.join import CachedDataset
 
 _LISTED = 4
+_SEARCHED = 16
 _RANDOM = (
     "the dataset is random: the same sample, drawn twice, differs. A cached target is valid only "
     "for the input that the teacher saw; remove the random augmentation."
@@ -51,15 +52,22 @@ def _causes(joined: CachedDataset, index: int, found: int) -> list[str]:
     again = joined.source(sources.fetch(joined.dataset, [index])[0])
     if again != found:
         return [_RANDOM]
-    causes = []
-    elsewhere = np.flatnonzero(joined.copy.column(FINGERPRINT) == np.uint64(found))
-    if elsewhere.size:
-        causes.append(
-            f"the teacher saw this very input as sample {elsewhere[0]}: the dataset was reordered, "
-            "shifted, filtered or shuffled since the dump."
-        )
-    causes += _against_references(joined)
+    causes = [*_elsewhere(joined, index), *_against_references(joined)]
     return causes or ["the sample was edited, or its decoding or transform changed."]
+
+
+def _elsewhere(joined: CachedDataset, index: int) -> list[str]:
+    """Whether this sample, or one of those after it, stands at another place in the cache."""
+    stored = joined.copy.column(FINGERPRINT)
+    for number in range(index, min(index + _SEARCHED, len(joined.dataset))):
+        found = joined.source(sources.fetch(joined.dataset, [number])[0])
+        rows = np.flatnonzero(stored == np.uint64(found))
+        if rows.size and number not in rows:
+            return [
+                f"the teacher saw what is sample {number} now as sample {rows[0]}: the dataset was "
+                "reordered, shifted, filtered or shuffled since the dump."
+            ]
+    return []
 
 
 def _against_references(joined: CachedDataset) -> list[str]:

@@ -1,8 +1,9 @@
 """One column of one shard as one Zarr v3 array: written by zarr-python, read by a bounded reader.
 
-Rows lie on the last axis (component-major): planes of like numbers compress best. The reader parses the shard's chunk index itself and decodes into preallocated buffers. It trusts
-nothing in the file: offsets are checked against the object, checksums against the chunk, and the
-size that a compressed frame claims against the chunk's, before anything is decompressed.
+Rows lie on the last axis (component-major): planes of like numbers compress best. The reader
+parses the shard's chunk index itself and decodes into preallocated buffers. It trusts nothing in
+the file: offsets are checked against the object, checksums against the chunk, and the size that a
+compressed frame claims against the chunk's, before anything is decompressed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _CRC_BYTES = 4
 _INDEX_ENTRY_BYTES = 16
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOSC_HEADER_BYTES = 16
+_MAX_PLANES = 64
+_REMEDY = "Restore the file, or remove this shard's commit record and run dump-teacher again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +43,25 @@ class StoredArray:
     Attributes:
         rows: rows in the array.
         stored_bytes: size of its one stored object.
-        crc32c: checksum of that object.
+        checksum: xxh3-64 of that object, hexadecimal. Not a crc32c: the object's parts end with
+            their own, and a CRC over data followed by its CRC is the same for all data.
         digest: xxh3-128 of the decoded rows (row-major, little-endian), hexadecimal.
     """
 
     rows: int
     stored_bytes: int
-    crc32c: int
+    checksum: str
     digest: str
 
 
 def rows_digest(rows: Array) -> str:
     """xxh3-128 of rows in row-major order: equal for equal decoded content, whatever the file."""
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(rows).data)
+
+
+def object_checksum(content: bytes) -> str:
+    """xxh3-64 of a stored object."""
+    return xxhash.xxh3_64_hexdigest(content)
 
 
 def object_file(group: Path, column: Column) -> Path:
@@ -89,7 +98,6 @@ def array_options(column: Column, num_rows: int) -> dict[str, Any]:
     )
     components = [f"component_{axis}" for axis in range(len(column.shape))]
     return {
-        "name": column.name,
         "shape": (*column.shape, num_rows),
         "dtype": column.dtype,
         "chunks": (*column.shape, chunk_rows(column)),
@@ -113,15 +121,17 @@ def write_array(group: Path, column: Column, rows: Array) -> StoredArray:
     from zarr.storage import LocalStore
 
     column.check_rows(rows, len(rows))
-    array = zarr.create_array(store=LocalStore(group), **array_options(column, len(rows)))
+    # A store of its own: below a name, zarr-python would first hard-link metadata of the parents.
+    store = LocalStore(group / column.name)
+    array = zarr.create_array(store=store, **array_options(column, len(rows)))
     if len(rows) == 0:
-        return StoredArray(rows=0, stored_bytes=0, crc32c=0, digest=rows_digest(rows))
+        return StoredArray(rows=0, stored_bytes=0, checksum="", digest=rows_digest(rows))
     array[...] = np.moveaxis(rows, 0, -1)
     stored = object_file(group, column).read_bytes()
     return StoredArray(
         rows=len(rows),
         stored_bytes=len(stored),
-        crc32c=google_crc32c.value(stored),
+        checksum=object_checksum(stored),
         digest=rows_digest(rows),
     )
 
@@ -137,71 +147,92 @@ def read_array(group: Path, column: Column, stored: StoredArray) -> Array:
             claimed size in it is wrong.
     """
     where = object_file(group, column)
-    if stored.rows * column.row_bytes > MAX_DECODED_BYTES:
-        raise CacheCorruptedError(f"{where} claims {stored.rows:,} rows: more than a shard holds.")
-    if stored.rows and _num_chunks(column, stored.rows) * _INDEX_ENTRY_BYTES > stored.stored_bytes:
-        raise CacheCorruptedError(f"{where} is too small for {stored.rows:,} rows.")
-    rows = np.empty((stored.rows, *column.shape), column.dtype)
-    if stored.rows:
-        _decode(_checked_object(where, stored), column, rows, where)
+    check_stored(column, stored, str(where))
+    if stored.rows == 0:
+        rows = np.empty((0, *column.shape), column.dtype)
+    else:
+        content = _checked_object(where, stored)
+        rows = np.empty((stored.rows, *column.shape), column.dtype)
+        _decode(content, column, rows, str(where))
     if rows_digest(rows) != stored.digest:
         raise CacheCorruptedError(
-            f"{where}: the decoded rows differ from what was dumped. Restore the file, or remove "
-            "this shard's commit record and run dump-teacher again."
+            f"{where}: the decoded rows differ from what was dumped. {_REMEDY}"
         )
     return rows
 
 
+def check_stored(column: Column, stored: StoredArray, where: str) -> None:
+    """Raise CacheCorruptedError where a record claims what no writer of ours can have written."""
+    num_chunks = _num_chunks(column, stored.rows)
+    chunk_bytes = chunk_rows(column) * column.row_bytes
+    if stored.rows * column.row_bytes > MAX_DECODED_BYTES:
+        raise CacheCorruptedError(f"{where} claims {stored.rows:,} rows: more than a shard holds.")
+    # Frames that do not compress grow by less than a percent and a few bytes.
+    most = num_chunks * (2 * chunk_bytes + 1024)
+    if not num_chunks * _INDEX_ENTRY_BYTES <= stored.stored_bytes <= most:
+        raise CacheCorruptedError(
+            f"{where} claims {stored.stored_bytes:,} stored bytes for {stored.rows:,} rows."
+        )
+
+
 def _checked_object(where: Path, stored: StoredArray) -> memoryview:
-    remedy = "Restore the file, or remove this shard's commit record and run dump-teacher again."
     try:
         size = where.stat().st_size
         if size != stored.stored_bytes:
             raise CacheCorruptedError(
-                f"{where} has {size:,} bytes, its commit says {stored.stored_bytes:,}. {remedy}"
+                f"{where} has {size:,} bytes, its commit says {stored.stored_bytes:,}. {_REMEDY}"
             )
         content = where.read_bytes()
     except OSError as error:
-        raise CacheCorruptedError(f"{where} cannot be read ({error.strerror}). {remedy}") from error
-    crc = google_crc32c.value(content)
-    if crc != stored.crc32c:
         raise CacheCorruptedError(
-            f"{where} is damaged: crc32c {crc:08x}, its commit says {stored.crc32c:08x}. {remedy}"
+            f"{where} cannot be read ({error.strerror}). {_REMEDY}"
+        ) from error
+    checksum = object_checksum(content)
+    if checksum != stored.checksum:
+        raise CacheCorruptedError(
+            f"{where} is damaged: checksum {checksum}, its commit says {stored.checksum}. {_REMEDY}"
         )
     return memoryview(content)
 
 
-def _decode(content: memoryview, column: Column, rows: Array, where: Path) -> None:
+def _decode(content: memoryview, column: Column, rows: Array, where: str) -> None:
     """Decode every chunk of a Zarr shard into ``rows``."""
-    num_chunks = _num_chunks(column, len(rows))
-    index_bytes = num_chunks * _INDEX_ENTRY_BYTES
-    body_bytes = len(content) - index_bytes - _CRC_BYTES
+    num_chunks, step = _num_chunks(column, len(rows)), chunk_rows(column)
+    body_bytes = len(content) - num_chunks * _INDEX_ENTRY_BYTES - _CRC_BYTES
     if body_bytes < 0:
         raise CacheCorruptedError(f"{where} is too short for the index of {num_chunks} chunks.")
-    index_content = _without_crc(content[body_bytes:], where, "chunk index")
+    index_content = _without_crc(content[body_bytes:], f"{where}: the chunk index")
     index = np.frombuffer(index_content, "<u8").reshape(-1, 2)
-    chunk = np.empty((*column.shape, chunk_rows(column)), column.dtype)
+    chunk = np.empty((*column.shape, step), column.dtype)
     for number, (offset, size) in enumerate(index.tolist()):
+        name = f"{where}: chunk {number}"
         if offset + size > body_bytes:
-            raise CacheCorruptedError(f"{where}: chunk {number} lies outside the file.")
-        frame = _without_crc(content[offset : offset + size], where, f"chunk {number}")
-        _decompress(frame, column, chunk, f"{where}: chunk {number}")
-        start = number * chunk_rows(column)
-        part = rows[start : start + chunk_rows(column)]
-        part[...] = np.moveaxis(chunk[..., : len(part)], -1, 0)
+            raise CacheCorruptedError(f"{name} lies outside the file. {_REMEDY}")
+        frame = content[offset : offset + size]
+        decode_chunk(frame, chunk, shuffled=_is_shuffled(column), where=name)
+        _transpose(chunk, rows[number * step : (number + 1) * step])
 
 
-def _without_crc(content: memoryview, where: Path, what: str) -> memoryview:
-    if len(content) < _CRC_BYTES:
-        raise CacheCorruptedError(f"{where}: {what} is too short for its checksum.")
-    body, crc = content[:-_CRC_BYTES], content[-_CRC_BYTES:]
-    if google_crc32c.value(bytes(body)) != int.from_bytes(crc, "little"):
-        raise CacheCorruptedError(f"{where}: the checksum of {what} is wrong.")
-    return body
+def _transpose(chunk: Array, rows: Array) -> None:
+    """Copy the first rows of a chunk (*shape, R) into rows (at most R, *shape)."""
+    planes = chunk.reshape(-1, chunk.shape[-1])
+    if len(planes) > _MAX_PLANES:
+        rows[...] = np.moveaxis(chunk[..., : len(rows)], -1, 0)
+        return
+    # For few components, plane by plane is up to 3.6x faster than NumPy's transposing copy
+    # (uint8, 32 components: 1,520 against 417 MB/s).
+    flat = rows.reshape(len(rows), len(planes))
+    for component, plane in enumerate(planes):
+        flat[:, component] = plane[: len(rows)]
 
 
-def _decompress(frame: memoryview, column: Column, chunk: Array, where: str) -> None:
-    shuffled = _is_shuffled(column)
+def decode_chunk(content: memoryview, chunk: Array, *, shuffled: bool, where: str) -> None:
+    """Decode one stored chunk (compressed frame, then its crc32c) into a buffer of its size.
+
+    Raises:
+        CacheCorruptedError: the checksum is wrong, or the frame is not one of ``chunk``'s size.
+    """
+    frame = _without_crc(content, where)
     claimed = _blosc_size(frame) if shuffled else _zstd_size(frame)
     if claimed != chunk.nbytes:
         raise CacheCorruptedError(
@@ -210,12 +241,19 @@ def _decompress(frame: memoryview, column: Column, chunk: Array, where: str) -> 
         )
     decompress = numcodecs.blosc.decompress if shuffled else numcodecs.zstd.decompress
     try:
-        decompress(bytes(frame), chunk.reshape(-1).view(np.uint8))
+        decompress(frame, chunk.reshape(-1).view(np.uint8))
     except (RuntimeError, ValueError) as error:
         raise CacheCorruptedError(f"{where} cannot be decompressed ({error}).") from error
 
 
-def _blosc_size(frame: memoryview) -> int | None:
+def _without_crc(content: memoryview, where: str) -> bytes:
+    body, crc = bytes(content[:-_CRC_BYTES]), content[-_CRC_BYTES:]
+    if len(crc) < _CRC_BYTES or google_crc32c.value(body) != int.from_bytes(crc, "little"):
+        raise CacheCorruptedError(f"{where} has a wrong checksum. {_REMEDY}")
+    return body
+
+
+def _blosc_size(frame: bytes) -> int | None:
     """Decoded size in a Blosc 1 header (None: not a whole Blosc frame)."""
     if len(frame) < _BLOSC_HEADER_BYTES:
         return None
@@ -223,7 +261,7 @@ def _blosc_size(frame: memoryview) -> int | None:
     return int(decoded) if encoded == len(frame) else None
 
 
-def _zstd_size(frame: memoryview) -> int | None:
+def _zstd_size(frame: bytes) -> int | None:
     """Content size in a Zstandard frame header (RFC 8878, section 3.1.1.1); None: not stated."""
     if len(frame) < 6 or frame[:4] != _ZSTD_MAGIC:
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, Per, is_name, num_rows
+from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, is_name, num_rows
 from kdcache.errors import (
     CacheCorruptedError,
     CacheIncompleteError,
@@ -27,14 +27,14 @@ from kdcache.store.layout import (
     ATTRIBUTE,
     GROUP_FILE,
     INDEX_FILE,
+    ORDER,
     TABLES_FOLDER,
     attempt_folder,
+    commit_file,
     view_folder,
 )
-from kdcache.store.manifest import Manifest
+from kdcache.store.manifest import Manifest, read_manifest
 from kdcache.store.tables import read_table
-
-_ORDER: tuple[Per, ...] = ("sample", "position", "entry")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Cache:
             folder.name
             for folder in self.path.iterdir()
             if is_name(folder.name)
-            and folder.name != TABLES_FOLDER
+            and folder.name.casefold() != TABLES_FOLDER
             and (view_folder(self.path, folder.name, 0) / GROUP_FILE).is_file()
         ]
         return tuple(sorted(names))
@@ -97,10 +97,7 @@ class View:
     @cached_property
     def manifest(self) -> Manifest:
         """What the view is; CacheCorruptedError where it cannot be read."""
-        where = self.folder / GROUP_FILE
-        attributes = read_json(where).get("attributes")
-        content = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
-        return Manifest.from_json(content, str(where))
+        return read_manifest(self.folder)
 
     @cached_property
     def commits(self) -> tuple[Commit, ...]:
@@ -142,21 +139,17 @@ class View:
         """
         group = attempt_folder(self.folder, commit.shard, commit.attempt)
         columns: dict[str, Array] = {}
-        for per in _ORDER:
-            for column in self.manifest.columns:
-                if column.per != per:
-                    continue
-                stored = commit.arrays[column.name]
-                wanted = num_rows(column, columns, commit.stop - commit.start)
-                if stored.rows != wanted:
-                    raise CacheCorruptedError(
-                        f"{group / column.name} has {stored.rows:,} rows, the counts beside it "
-                        f"say {wanted:,}."
-                    )
-                columns[column.name] = read_array(group, column, stored)
-        for name in (NUM_POSITIONS, NUM_ENTRIES):
-            if name in columns and columns[name].size and columns[name].min() < 0:
-                raise CacheCorruptedError(f"{group / name} holds a negative count.")
+        for column in sorted(self.manifest.columns, key=lambda column: ORDER.index(column.per)):
+            stored = commit.arrays[column.name]
+            wanted = num_rows(column, columns, commit.stop - commit.start)
+            if stored.rows != wanted:
+                raise CacheCorruptedError(
+                    f"{group / column.name} has {stored.rows:,} rows, the counts beside it "
+                    f"say {wanted:,}."
+                )
+            columns[column.name] = read_array(group, column, stored)
+            if column.name in (NUM_POSITIONS, NUM_ENTRIES) and (columns[column.name] < 0).any():
+                raise CacheCorruptedError(f"{group / column.name} holds a negative count.")
         return columns
 
     def read_num_positions(self) -> Array:
@@ -167,7 +160,10 @@ class View:
             read_array(group, column, commit.arrays[NUM_POSITIONS])
             for group, commit in zip(groups, self.commits, strict=True)
         ]
-        return np.concatenate(parts)
+        counts = np.concatenate(parts)
+        if (counts < 0).any():
+            raise CacheCorruptedError(f"{self.folder}: {NUM_POSITIONS!r} holds a negative count.")
+        return counts
 
     def read_tables(self) -> dict[str, Array]:
         """The codec's tables by name, verified."""
@@ -177,8 +173,9 @@ class View:
     def stored_bytes(self) -> int:
         """Bytes on disk of everything that a reader of this view needs, metadata included."""
         index = self.folder / INDEX_FILE
-        total = (self.folder / GROUP_FILE).stat().st_size
-        total += index.stat().st_size if index.exists() else 0
+        records = [commit_file(self.folder, commit.shard) for commit in self.commits]
+        files = [self.folder / GROUP_FILE, *([index] if index.exists() else records)]
+        total = sum(path.stat().st_size for path in files)
         for commit in self.commits:
             group = attempt_folder(self.folder, commit.shard, commit.attempt)
             total += commit.stored_bytes

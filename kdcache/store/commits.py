@@ -13,11 +13,12 @@ from typing import Any
 
 import xxhash
 
+from kdcache.columns import Per
 from kdcache.errors import CacheCorruptedError
-from kdcache.store.arrays import StoredArray
+from kdcache.store.arrays import StoredArray, check_stored
 from kdcache.store.fields import Fields
-from kdcache.store.files import read_json, write_json
-from kdcache.store.layout import COMMITS_FOLDER, INDEX_FILE, commit_file
+from kdcache.store.files import json_text, read_json, write_json
+from kdcache.store.layout import COMMIT_NAME, COMMITS_FOLDER, INDEX_FILE, commit_file
 from kdcache.store.manifest import Manifest
 
 
@@ -60,7 +61,7 @@ class Commit:
             arrays[name] = StoredArray(
                 rows=column.integer("rows", at_most=1 << 40),
                 stored_bytes=column.integer("stored_bytes", at_most=1 << 40),
-                crc32c=column.integer("crc32c", at_most=0xFFFFFFFF),
+                checksum=column.text("checksum", at_most=16),
                 digest=column.text("digest", at_most=32),
             )
         commit = cls(
@@ -79,7 +80,20 @@ class Commit:
             )
         if set(arrays) != names:
             raise CacheCorruptedError(f"{where} has columns {sorted(arrays)}, not {sorted(names)}.")
+        commit._check_rows(manifest, where)
         return commit
+
+    def _check_rows(self, manifest: Manifest, where: str) -> None:
+        """Columns side by side have equally many rows, and no more than a shard holds."""
+        rows: dict[Per, int] = {"sample": self.stop - self.start}
+        for column in manifest.columns:
+            stored = self.arrays[column.name]
+            check_stored(column, stored, f"{where}, column {column.name!r}")
+            if stored.rows != rows.setdefault(column.per, stored.rows):
+                raise CacheCorruptedError(
+                    f"{where}: column {column.name!r} has {stored.rows:,} rows, others per "
+                    f"{column.per} have {rows[column.per]:,}."
+                )
 
 
 def write_commit(view: Path, commit: Commit) -> bool:
@@ -89,10 +103,9 @@ def write_commit(view: Path, commit: Commit) -> bool:
 
 def committed_shards(view: Path, manifest: Manifest) -> frozenset[int]:
     """Numbers of the shards that have a commit record, without reading the records."""
-    names = {path.name for path in (view / COMMITS_FOLDER).glob("shard-*.json")}
-    return frozenset(
-        shard for shard in range(manifest.num_shards) if commit_file(view, shard).name in names
-    )
+    names = (path.name for path in (view / COMMITS_FOLDER).glob("shard-*.json"))
+    shards = (int(found[1]) for name in names if (found := COMMIT_NAME.fullmatch(name)))
+    return frozenset(shard for shard in shards if shard < manifest.num_shards)
 
 
 def read_commits(view: Path, manifest: Manifest) -> tuple[Commit, ...]:
@@ -126,7 +139,10 @@ def read_index(view: Path, manifest: Manifest) -> tuple[Commit, ...] | None:
         for shard, record in enumerate(records)
     )
     if at.text("digest") != view_digest(manifest, commits):
-        raise CacheCorruptedError(f"{path} contradicts itself; remove it, it can be rebuilt.")
+        raise CacheCorruptedError(
+            f"{path} does not belong to the manifest beside it: one of the two was changed after "
+            "the dump. Where the manifest is right, remove the index; it can be rebuilt."
+        )
     return commits
 
 
@@ -138,14 +154,8 @@ def view_digest(manifest: Manifest, commits: Sequence[Commit]) -> str:
     """
     state = xxhash.xxh3_128()
     identity = {k: v for k, v in manifest.to_json().items() if k not in {"created", "references"}}
-    state.update(_canonical(identity))
+    state.update(json_text(identity, "the manifest").encode())
     for commit in commits:
         digests = {name: [array.rows, array.digest] for name, array in commit.arrays.items()}
-        state.update(_canonical([commit.start, commit.stop, digests]))
+        state.update(json_text([commit.start, commit.stop, digests], "a commit").encode())
     return state.hexdigest()
-
-
-def _canonical(value: object) -> bytes:
-    import json
-
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

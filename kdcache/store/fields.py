@@ -6,6 +6,7 @@ names the file and the field. No number from a file is used before it passed thr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,7 @@ class Fields:
         """An object whose values are all finite numbers."""
         value = self.mapping(name)
         for number in value.values():
-            if type(number) not in (int, float) or not abs(number) < float("inf"):
+            # An int beyond float's range compares exactly; float() of it would raise.
+            if type(number) not in (int, float) or not abs(number) <= sys.float_info.max:
                 raise self._bad(name, "an object of finite numbers")
         return {key: float(number) for key, number in value.items()}

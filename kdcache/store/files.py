@@ -7,15 +7,20 @@ reaches the disk. Locks are not needed here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from kdcache.errors import CacheCorruptedError
+from kdcache.errors import CacheCorruptedError, UsageError
+from kdcache.store.layout import GROUP_FILE
 
 _MAX_JSON_BYTES = 64 << 20
+_MAX_JSON_DEPTH = 32
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def fsync_folder(folder: Path) -> None:
@@ -36,7 +41,15 @@ def fsync_tree(folder: Path) -> None:
         fsync_folder(Path(root))
 
 
-def write_json(path: Path, value: object, *, replace: bool) -> bool:
+def json_text(value: object, what: str) -> str:
+    """A value as compact JSON with sorted keys; UsageError where JSON cannot say it."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{what} cannot be written as JSON: {error}.") from error
+
+
+def write_json(path: Path, value: Any, *, replace: bool) -> bool:
     """Write JSON durably under a temporary name, then give it its own.
 
     Args:
@@ -47,9 +60,12 @@ def write_json(path: Path, value: object, *, replace: bool) -> bool:
 
     Returns:
         Whether the file now holds ``value``.
+
+    Raises:
+        UsageError: ``value`` is nothing that JSON can say; nothing was written.
     """
+    text = json_text(value, str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     try:
         with temporary.open("x", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -59,7 +75,7 @@ def write_json(path: Path, value: object, *, replace: bool) -> bool:
             temporary.replace(path)
         else:
             try:
-                os.link(temporary, path)
+                _name_first(temporary, path)
             except FileExistsError:
                 return False
     finally:
@@ -69,19 +85,59 @@ def write_json(path: Path, value: object, *, replace: bool) -> bool:
     return True
 
 
+def _name_first(temporary: Path, path: Path) -> None:
+    """Give a file its name unless something has it; FileExistsError then."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # No hard links here (some network mounts): between two writers that pass the check at
+        # the same instant the last one stands, whole, instead of the first.
+        if path.exists():
+            raise FileExistsError(path) from error
+        temporary.replace(path)
+
+
+def write_group(folder: Path, attributes: Mapping[str, object]) -> None:
+    """Make a folder a Zarr v3 group; a group that is already there stays as it is."""
+    group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    write_json(folder / GROUP_FILE, group, replace=False)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}")
+
+
+def _is_shallow(value: object) -> bool:
+    """Whether a mapping or list nests no deeper than ours do, found without recursion."""
+    level: list[Any] = [value]
+    for _ in range(_MAX_JSON_DEPTH):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not level:
+            return True
+    return False
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, bounded in size.
+    """Read a JSON object, bounded in size and depth.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CacheCorruptedError: it is too large, or no JSON object.
+        CacheCorruptedError: it cannot be read, is too large or too deep, or no JSON object.
     """
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise CacheCorruptedError(f"{path} is larger than {_MAX_JSON_BYTES:,} bytes: not ours.")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CacheCorruptedError(f"{path} is larger than {_MAX_JSON_BYTES:,} bytes: not ours.")
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CacheCorruptedError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
         raise CacheCorruptedError(f"{path} is not valid JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise CacheCorruptedError(f"{path} holds {type(value).__name__}, not a JSON object.")
+    if not isinstance(value, dict) or not _is_shallow(value):
+        raise CacheCorruptedError(f"{path} holds no JSON object of ours.")
     return value

@@ -10,7 +10,7 @@ import re
 import secrets
 from pathlib import Path
 
-from kdcache.columns import is_name
+from kdcache.columns import Per, is_name
 from kdcache.errors import CacheCorruptedError, UsageError
 
 FORMAT_VERSION = 0
@@ -21,15 +21,19 @@ ATTRIBUTE = "kdcache"
 
 GROUP_FILE = "zarr.json"
 COMMITS_FOLDER = "commits"
+COMMIT_NAME = re.compile(r"shard-([0-9]{6}|[1-9][0-9]{6,11})\.json")
 INDEX_FILE = "index.json"
 TABLES_FOLDER = "tables"
+
+ORDER: tuple[Per, ...] = ("sample", "position", "entry")
+"""Columns are checked and read in this order: the counts of one tell the rows of the next."""
 
 _ATTEMPT = re.compile(r"[0-9a-f]{12}")
 
 
 def check_split_name(split: str) -> str:
     """Return ``split``, or raise UsageError when it cannot be a folder of a cache."""
-    if not is_name(split) or split == TABLES_FOLDER:
+    if not is_name(split) or split.casefold() == TABLES_FOLDER:
         raise UsageError(
             f"a split cannot be called {split!r}: a name has letters, digits, '_', '-' and '.', "
             f"at most 64, and is not {TABLES_FOLDER!r}. Rename the validation set."
@@ -37,9 +41,14 @@ def check_split_name(split: str) -> str:
     return split
 
 
+def view_name(view: int) -> str:
+    """``view-000``."""
+    return f"view-{view:03d}"
+
+
 def view_folder(cache: Path, split: str, view: int) -> Path:
     """``<cache>/<split>/view-000``."""
-    return cache / check_split_name(split) / f"view-{view:03d}"
+    return cache / check_split_name(split) / view_name(view)
 
 
 def new_attempt() -> str:

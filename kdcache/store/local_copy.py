@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import google_crc32c
 import numpy as np
 from filelock import FileLock
 
-from kdcache.columns import Array, Per
-from kdcache.errors import CacheCorruptedError, CacheError
+from kdcache.columns import NUM_POSITIONS, Array, Per
+from kdcache.errors import CacheCorruptedError, CacheError, UsageError
 from kdcache.store.cache import View
 from kdcache.store.fields import Fields
 from kdcache.store.files import fsync_tree, read_json, write_json
@@ -27,6 +27,9 @@ from kdcache.store.records import TABLES, RecordTypes, RecordWriter, Tables, tak
 
 IN_MEMORY_BYTES = 64 << 20
 """Copies up to this size are decoded into memory and leave nothing on disk."""
+
+_LAYOUT = 0
+"""Version of the copy's files; part of its name, so that an older copy is never misread."""
 
 _META = "copy.json"
 _CRC_STEP_BYTES = 16 << 20
@@ -52,8 +55,24 @@ class LocalCopy:
     def __len__(self) -> int:
         return self.manifest.num_samples
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Mapped files travel to a spawned worker by name, not by content."""
+        if self.location is None:
+            return self.__dict__
+        lengths = {per: len(table) for per, table in self._tables.items()}
+        return {**self.__dict__, "_tables": lengths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.location is not None:
+            self._tables = _map_tables(self._types, state["_tables"], self.location)
+
     def column(self, name: str) -> Array:
         """A whole column per sample, (N, *shape), such as the fingerprints."""
+        if name == NUM_POSITIONS and self._types.num_positions is not None:
+            return np.full(len(self), self._types.num_positions, np.int32)
+        if not any(c.name == name and c.per == "sample" for c in self.manifest.columns):
+            raise UsageError(f"{name!r} is no column per sample.")
         return self._tables["sample"][name]
 
     def take(self, samples: Sequence[int] | Array) -> dict[str, Array]:
@@ -66,28 +85,29 @@ class LocalCopy:
             Column name -> rows: (B, ...) per sample, (sum P, ...) per position flat over the
             samples, (sum E, ...) per entry flat over the positions. ``num_positions`` is
             always among them.
+
+        Raises:
+            IndexError: a number below 0 (no counting from the end here) or beyond the last sample.
         """
         wanted = np.asarray(samples, np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"samples are numbered 0 to {len(self) - 1}.")
         return take_records(self.manifest.columns, self._types, self._tables, wanted)
 
     def check(self) -> None:
         """Re-read the copy and compare its checksums; CacheCorruptedError where one is wrong."""
         if self.location is None:
             return
-        recorded = Fields(read_json(self.location / _META), str(self.location)).mapping("crc32c")
-        for name, table in self._tables.items():
-            if recorded.get(name) != _table_crc(table):
-                raise CacheCorruptedError(
-                    f"{self.location / name} is damaged. Remove the folder {self.location}; it is "
-                    "rebuilt from the cache."
-                )
+        recorded = _read_meta(self.location).mapping("crc32c")
+        if any(recorded.get(per) != _table_crc(table) for per, table in self._tables.items()):
+            raise _damaged(self.location)
 
 
 def default_folder() -> Path:
     """``$KDCACHE_LOCAL``, or a folder of the user's cache directory."""
     chosen = os.environ.get("KDCACHE_LOCAL")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(chosen) if chosen else base / "kdcache"
+    return Path(chosen).expanduser() if chosen else base / "kdcache"
 
 
 def open_local_copy(
@@ -110,25 +130,39 @@ def open_local_copy(
         CacheCorruptedError: something in the cache or in an existing copy is damaged.
         CacheError: the disk has too little room for the copy.
     """
-    target = (folder or default_folder()) / view.digest
+    base = folder or default_folder()
+    target = base / f"{view.digest}.{_LAYOUT}"
     if target.is_dir():
         return _open(view, target)
-    manifest = view.manifest
-    types = RecordTypes.of(manifest.columns, view.read_num_positions())
-    rows: dict[Per, int] = dict.fromkeys(TABLES, 0)
-    for column in manifest.columns:
-        rows[column.per] = sum(commit.arrays[column.name].rows for commit in view.commits)
+    rows = _num_rows(view)
+    num_positions = view.read_num_positions()
+    if rows["position"] and rows["position"] != int(num_positions.sum(dtype=np.int64)):
+        raise CacheCorruptedError(f"{view.folder}: counts and columns per position disagree.")
+    types = RecordTypes.of(view.manifest.columns, num_positions)
     if types.num_bytes(rows) <= in_memory_bytes:
         tables = types.allocate(rows, lambda _, dtype, length: np.zeros(length, dtype))
         _fill(view, types, tables, progress)
-        return LocalCopy(manifest, types, tables, None)
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_suffix(".lock")):
-        if not target.is_dir():
-            _check_room(view, types.num_bytes(rows), target.parent)
-            _build(view, types, rows, target, progress)
+        return LocalCopy(view.manifest, types, tables, None)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f"{target.name}.lock")):
+            if not target.is_dir():
+                _check_room(view, types.num_bytes(rows), base)
+                _build(view, types, rows, target, progress)
+    except OSError as error:
+        raise CacheError(
+            f"the local copy of {view.folder} cannot be made in {base} ({error.strerror}). Point "
+            "KDCACHE_LOCAL (or local_copy:) at a disk with room for it."
+        ) from error
     return _open(view, target)
+
+
+def _num_rows(view: View) -> dict[Per, int]:
+    """Rows of all columns of a kind, from the commits (which agree on it)."""
+    rows: dict[Per, int] = dict.fromkeys(TABLES, 0)
+    for column in view.manifest.columns:
+        rows[column.per] = sum(commit.arrays[column.name].rows for commit in view.commits)
+    return rows
 
 
 def _fill(view: View, types: RecordTypes, tables: Tables, progress: Progress | None) -> None:
@@ -152,15 +186,18 @@ def _check_room(view: View, size: int, folder: Path) -> None:
 def _build(
     view: View,
     types: RecordTypes,
-    rows: dict[Per, int],
+    rows: Mapping[Per, int],
     target: Path,
     progress: Progress | None,
 ) -> None:
-    """Fill mapped files under a temporary name, then give the folder its own."""
+    """Fill mapped files under a temporary name, then give the folder its own; the lock is held."""
+    for left_behind in target.parent.glob(f".{target.name}.*"):
+        shutil.rmtree(left_behind, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
 
     def make(per: Per, dtype: np.dtype[Any], length: int) -> Array:
-        return np.memmap(building / per, dtype, "w+", shape=(length,))
+        _reserve(building / per, length * dtype.itemsize)
+        return np.memmap(building / per, dtype, "r+", shape=(length,))
 
     try:
         tables = types.allocate(rows, make)
@@ -170,7 +207,7 @@ def _build(
                 table.flush()
         meta = {
             "crc32c": {per: _table_crc(table) for per, table in tables.items()},
-            "rows": rows,
+            "rows": dict(rows),
             "num_positions": types.num_positions,
         }
         write_json(building / _META, meta, replace=True)
@@ -181,23 +218,50 @@ def _build(
         shutil.rmtree(building, ignore_errors=True)
 
 
+def _reserve(file: Path, size: int) -> None:
+    """Make a file whose blocks are there: a mapped write to a full disk would kill the process."""
+    with file.open("xb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+        else:
+            stream.truncate(size)
+
+
+def _damaged(target: Path) -> CacheCorruptedError:
+    return CacheCorruptedError(
+        f"the local copy {target} is damaged. Remove that folder; it is rebuilt from the cache."
+    )
+
+
+def _read_meta(target: Path) -> Fields:
+    try:
+        return Fields(read_json(target / _META), str(target / _META))
+    except FileNotFoundError as error:
+        raise _damaged(target) from error
+
+
 def _open(view: View, target: Path) -> LocalCopy:
-    at = Fields(read_json(target / _META), str(target / _META))
-    row_fields = Fields(at.mapping("rows"), at.where)
-    rows: dict[Per, int] = {per: row_fields.integer(per) for per in TABLES}
+    at = _read_meta(target)
+    rows = _num_rows(view)
     uniform = at.optional_integer("num_positions")
     types = RecordTypes.of(
         view.manifest.columns, np.asarray([0, 1] if uniform is None else [uniform])
     )
-    for per, dtype in types.tables.items():
-        expected = rows[per] * dtype.itemsize
-        if expected and (target / per).stat().st_size != expected:
-            raise CacheCorruptedError(f"{target} is damaged. Remove the folder; it is rebuilt.")
+    sizes = {per: rows[per] * dtype.itemsize for per, dtype in types.tables.items()}
+    try:
+        is_whole = all((target / per).stat().st_size == sizes[per] for per in TABLES if sizes[per])
+    except OSError as error:
+        raise _damaged(target) from error
+    if at.mapping("rows") != rows or types.num_positions != uniform or not is_whole:
+        raise _damaged(target)
+    return LocalCopy(view.manifest, types, _map_tables(types, rows, target), target)
 
+
+def _map_tables(types: RecordTypes, rows: Mapping[Per, int], target: Path) -> Tables:
     def mapped(per: Per, dtype: np.dtype[Any], length: int) -> Array:
         return np.memmap(target / per, dtype, "r", shape=(length,))
 
-    return LocalCopy(view.manifest, types, types.allocate(rows, mapped), target)
+    return types.allocate(rows, mapped)
 
 
 def _table_crc(table: Array) -> int:

@@ -6,19 +6,24 @@ two runs must agree on is compared field by field; when and by what it was made 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from kdcache.columns import Column, check_columns
 from kdcache.errors import CacheCorruptedError, MismatchError, UsageError
 from kdcache.store.fields import Fields
-from kdcache.store.layout import FORMAT_VERSION
+from kdcache.store.files import json_text, read_json
+from kdcache.store.layout import ATTRIBUTE, FORMAT_VERSION, GROUP_FILE, view_name
+
+MAX_SHARDS = 1 << 20
+"""A view with more shards than this was given far too few samples per shard."""
 
 _MAX_COLUMNS = 256
 _MAX_AXES = 4
-_NOT_COMPARED = frozenset({"created", "class_names", "samples_per_shard"})
+_NOT_COMPARED = frozenset({"created", "class_names", "references", "samples_per_shard", "tables"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,12 @@ class Manifest:
     def __post_init__(self) -> None:
         if min(self.num_samples, self.samples_per_shard, self.batch_size, self.num_classes) < 1:
             raise UsageError("a split needs at least one sample, one class and one per batch.")
+        if self.num_shards > MAX_SHARDS:
+            raise UsageError(
+                f"{self.num_samples:,} samples at {self.samples_per_shard:,} a shard are "
+                f"{self.num_shards:,} shards, at most {MAX_SHARDS:,} are allowed. Ask for more "
+                "samples per shard."
+            )
         check_columns(self.columns)
 
     @property
@@ -77,7 +88,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """As it stands in the group's attributes."""
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        values["columns"] = [_column_json(column) for column in self.columns]
+        values["columns"] = [column.to_json() for column in self.columns]
         values["class_names"] = list(self.class_names)
         values["references"] = [dict(reference) for reference in self.references]
         return {"format": FORMAT_VERSION, **values}
@@ -123,8 +134,23 @@ class Manifest:
             raise CacheCorruptedError(f"{where}: {error}") from error
 
 
-def _column_json(column: Column) -> dict[str, Any]:
-    return {**asdict(column), "shape": list(column.shape)}
+def read_manifest(view: Path) -> Manifest:
+    """The manifest of a view's folder.
+
+    Raises:
+        FileNotFoundError: there is no view.
+        CacheCorruptedError: it cannot be read, or is that of another split or view.
+    """
+    where = view / GROUP_FILE
+    attributes = read_json(where).get("attributes")
+    content = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
+    manifest = Manifest.from_json(content, str(where))
+    if (manifest.split, view_name(manifest.view)) != (view.parent.name, view.name):
+        raise CacheCorruptedError(
+            f"{where} says that it is view {manifest.view} of split {manifest.split!r}: the folder "
+            "was renamed or copied. Give it its own name back, or dump this split."
+        )
+    return manifest
 
 
 def read_column(value: object, where: str) -> Column:
@@ -180,12 +206,14 @@ def check_same(cache: Manifest, run: Manifest, where: Path) -> None:
     """Raise MismatchError unless ``run`` may continue the dump that ``cache`` describes."""
 
     def comparable(manifest: Manifest) -> dict[str, Any]:
-        values = manifest.to_json()
+        # Through JSON, because that is how the cache's came here: a tuple is a list there.
+        values = json.loads(json_text(manifest.to_json(), "the manifest"))
         columns = {
-            column.name: f"{column.dtype}{list(column.shape)}" for column in manifest.columns
+            column.name: f"{column.dtype}{list(column.shape)} per {column.per}"
+            for column in manifest.columns
         }
         kept = {name: value for name, value in values.items() if name not in _NOT_COMPARED}
-        return {**kept, "columns": columns, "references": str(values["references"])}
+        return {**kept, "columns": columns}
 
     found = differences(comparable(cache), comparable(run))
     if found:

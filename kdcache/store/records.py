@@ -17,6 +17,7 @@ from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, Column, Per
 TABLES: tuple[Per, ...] = ("sample", "position", "entry")
 Tables = dict[Per, Array]
 _FIRST = "__first"
+_MAX_RECORD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class RecordTypes:
     """NumPy record types of the three tables; a table without columns has no bytes.
 
     Where every sample has equally many positions (and there are no entries) the columns per
-    position are folded into the sample's record.
+    position are folded into the sample's record, unless that would be empty or huge.
 
     Attributes:
         tables: per -> record type.
@@ -41,16 +42,22 @@ class RecordTypes:
         for column in columns:
             by_per[column.per].append((column.name, column.dtype, column.shape))
         first = int(num_positions[0])
+        kept = [item for item in by_per["sample"] if item[0] != NUM_POSITIONS]
+        record_bytes = sum(
+            column.row_bytes * (first if column.per == "position" else 1)
+            for column in columns
+            if column.name != NUM_POSITIONS
+        )
         uniform = bool((num_positions == first).all()) and not by_per["entry"]
-        if uniform:
+        if uniform and 0 < record_bytes <= _MAX_RECORD_BYTES:
             folded = [(name, dtype, (first, *shape)) for name, dtype, shape in by_per["position"]]
-            kept = [item for item in by_per["sample"] if item[0] != NUM_POSITIONS]
-            by_per = {"sample": kept + folded, "position": [], "entry": []}
-        else:
+            tables: Mapping[Per, list[tuple[Any, ...]]] = {"sample": kept + folded}
+            return cls({per: np.dtype(tables.get(per, [])) for per in TABLES}, first)
+        if by_per["position"]:
             by_per["sample"].append((_FIRST, "int64", ()))
+        if by_per["entry"]:
             by_per["position"].append((_FIRST, "int64", ()))
-        tables = {per: np.dtype(by_per[per]) for per in TABLES}
-        return cls(tables, first if uniform else None)
+        return cls({per: np.dtype(by_per[per]) for per in TABLES}, None)
 
     def allocate(
         self, rows: Mapping[Per, int], make: Callable[[Per, np.dtype[Any], int], Array]
@@ -96,8 +103,9 @@ class RecordWriter:
             self._tables[column.per][column.name][first[column.per] : stop] = rows
             if column.per != "sample":
                 self._done[column.per] = stop
-        self._number("sample", first["sample"], columns[NUM_POSITIONS], first["position"])
-        if NUM_ENTRIES in columns:
+        if self._types.tables["position"].names:
+            self._number("sample", first["sample"], columns[NUM_POSITIONS], first["position"])
+        if self._types.tables["entry"].names:
             self._number("position", first["position"], columns[NUM_ENTRIES], first["entry"])
 
     def _number(self, per: Per, start: int, counts: Array, first: int) -> None:
@@ -118,10 +126,10 @@ def take_records(
         for column in columns:
             if column.per == "position":
                 rows[column.name] = rows[column.name].reshape(-1, *column.shape)
-    else:
+    elif types.tables["position"].names:
         rows |= _below(tables["position"], records[_FIRST], rows[NUM_POSITIONS])
-        first = rows.pop(_FIRST)
-        if NUM_ENTRIES in rows:
+        first = rows.pop(_FIRST, None)
+        if first is not None:
             rows |= _below(tables["entry"], first, rows[NUM_ENTRIES])
     return {name: np.ascontiguousarray(array) for name, array in rows.items()}
 

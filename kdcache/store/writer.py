@@ -6,44 +6,51 @@ Writers share nothing and take no locks: whoever commits a shard first has writt
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdcache.columns import Array, num_rows
-from kdcache.errors import CacheError, UsageError
+from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, num_rows
+from kdcache.errors import CacheCorruptedError, CacheError, UsageError
 from kdcache.store.arrays import MAX_DECODED_BYTES, write_array
-from kdcache.store.commits import Commit, committed_shards, read_commits, write_commit, write_index
-from kdcache.store.files import fsync_folder, fsync_tree, read_json, write_json
+from kdcache.store.commits import (
+    Commit,
+    committed_shards,
+    read_commits,
+    read_index,
+    write_commit,
+    write_index,
+)
+from kdcache.store.files import fsync_folder, fsync_tree, read_json, write_group
 from kdcache.store.layout import (
     ATTRIBUTE,
     COMMITS_FOLDER,
     FORMAT_VERSION,
     GROUP_FILE,
-    INDEX_FILE,
+    ORDER,
     attempt_folder,
     new_attempt,
     view_folder,
 )
-from kdcache.store.manifest import Manifest, check_same
-from kdcache.store.tables import write_tables
+from kdcache.store.manifest import Manifest, check_same, read_manifest
+from kdcache.store.tables import check_tables, write_tables
 
 log = logging.getLogger(__name__)
 
 
-def _write_group(folder: Path, attributes: Mapping[str, object]) -> None:
-    """A Zarr v3 group; a group that is already there stays as it is."""
-    group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-    write_json(folder / GROUP_FILE, group, replace=False)
-
-
 def check_cache_path(cache: Path) -> None:
     """Raise CacheError where a cache cannot be made: the path holds something else."""
+    # What there is before the marker: whoever makes a cache writes the marker first, under a
+    # temporary name, so a racing or a killed creation leaves nothing else without it.
+    is_new = not cache.exists() or (
+        cache.is_dir() and all(path.name.startswith(f".{GROUP_FILE}.") for path in cache.iterdir())
+    )
     marker = cache / GROUP_FILE
     if marker.is_file():
         attributes = read_json(marker).get("attributes")
         if isinstance(attributes, dict) and ATTRIBUTE in attributes:
             return
-    elif not cache.exists() or (cache.is_dir() and not any(cache.iterdir())):
+    elif is_new:
         return
     raise CacheError(
         f"{cache} exists and is no teacher cache. Nothing was written. Choose another path, or "
@@ -67,7 +74,8 @@ class ViewWriter:
     ) -> ViewWriter:
         """Create the view, or join one whose manifest agrees.
 
-        The first writer's ``samples_per_shard`` stands for all.
+        The first writer's ``samples_per_shard``, tables and references stand for all: take them
+        from the writer's ``manifest``.
 
         Raises:
             CacheError: the path holds something that is no cache.
@@ -75,18 +83,17 @@ class ViewWriter:
         """
         check_cache_path(cache)
         view = view_folder(cache, manifest.split, manifest.view)
-        (view / COMMITS_FOLDER).mkdir(parents=True, exist_ok=True)
-        _write_group(cache, {ATTRIBUTE: {"format": FORMAT_VERSION}})
-        _write_group(view.parent, {})
-        write_tables(cache, tables or {}, manifest.tables)
-        _write_group(view, {ATTRIBUTE: manifest.to_json()})
-        for folder in (view, view.parent, cache):
-            fsync_folder(folder)
-
-        marker = view / GROUP_FILE
-        attributes = read_json(marker).get("attributes")
-        content = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
-        found = Manifest.from_json(content, str(marker))
+        if not (view / GROUP_FILE).exists():
+            check_tables(tables or {}, manifest.tables)
+            cache.mkdir(parents=True, exist_ok=True)
+            write_group(cache, {ATTRIBUTE: {"format": FORMAT_VERSION}})
+            (view / COMMITS_FOLDER).mkdir(parents=True, exist_ok=True)
+            write_group(view.parent, {})
+            write_tables(cache, tables or {})
+            write_group(view, {ATTRIBUTE: manifest.to_json()})
+            for folder in (view, view.parent, cache, cache.parent):
+                fsync_folder(folder)
+        found = read_manifest(view)
         check_same(found, manifest, view)
         return cls(view, found)
 
@@ -112,14 +119,20 @@ class ViewWriter:
             The commit, or None where another attempt at this shard was committed first.
 
         Raises:
-            UsageError: columns are missing, unknown, or of another type, shape or length.
+            UsageError: columns are missing, unknown, or of another type, shape or length; there
+                is no such shard; a statistic is no finite number.
         """
+        if not 0 <= shard < self.manifest.num_shards:
+            raise UsageError(f"{self.folder} has {self.manifest.num_shards} shards, no {shard}.")
+        sums = {name: float(number) for name, number in (statistics or {}).items()}
+        if not all(math.isfinite(number) for number in sums.values()):
+            raise UsageError(f"statistics of shard {shard} are not all finite: {sums}.")
         start, stop = self.manifest.shard_range(shard)
         self._check(columns, stop - start)
         attempt = new_attempt()
         group = attempt_folder(self.folder, shard, attempt)
         group.mkdir()
-        _write_group(group, {})
+        write_group(group, {})
         arrays = {
             column.name: write_array(group, column, columns[column.name])
             for column in self.manifest.columns
@@ -132,7 +145,7 @@ class ViewWriter:
             start=start,
             stop=stop,
             arrays=arrays,
-            statistics=dict(statistics or {}),
+            statistics=sums,
         )
         if not write_commit(self.folder, commit):
             log.warning("shard %d was committed by another job; this attempt does not count", shard)
@@ -143,8 +156,11 @@ class ViewWriter:
         names = {column.name for column in self.manifest.columns}
         if set(columns) != names:
             raise UsageError(f"a shard takes the columns {sorted(names)}, not {sorted(columns)}.")
-        for column in self.manifest.columns:
+        # Counts first: how many rows the others need is taken from them.
+        for column in sorted(self.manifest.columns, key=lambda column: ORDER.index(column.per)):
             column.check_rows(columns[column.name], num_rows(column, columns, num_samples))
+            if column.name in (NUM_POSITIONS, NUM_ENTRIES) and (columns[column.name] < 0).any():
+                raise UsageError(f"column {column.name!r} has a negative count.")
             if columns[column.name].nbytes > MAX_DECODED_BYTES:
                 raise UsageError(
                     f"column {column.name!r} of one shard has {columns[column.name].nbytes:,} "
@@ -153,9 +169,17 @@ class ViewWriter:
                 )
 
     def finish(self) -> bool:
-        """Gather the commits into the index once every shard has one; True if that is so."""
+        """Gather the commits into the index once every shard has one; True if that is so.
+
+        An index that says anything else, after a repair, is replaced: the records decide.
+        """
         if self.pending():
             return False
-        if not (self.folder / INDEX_FILE).exists():
-            write_index(self.folder, self.manifest, read_commits(self.folder, self.manifest))
+        commits = read_commits(self.folder, self.manifest)
+        try:
+            is_current = read_index(self.folder, self.manifest) == commits
+        except CacheCorruptedError:
+            is_current = False
+        if not is_current:
+            write_index(self.folder, self.manifest, commits)
         return True

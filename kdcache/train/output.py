@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,17 @@ def claim_output(output: Path | None, cache: Path) -> Path:
         except FileExistsError:  # another run claimed it in the meantime
             continue
         return claimed
+
+
+@contextlib.contextmanager
+def released_on_failure(output: Path) -> Iterator[None]:
+    """Remove a claimed folder again where training fails before its first checkpoint."""
+    try:
+        yield
+    except BaseException:
+        if not any((output / CHECKPOINTS_FOLDER).glob("*")):
+            shutil.rmtree(output)
+        raise
 
 
 def write_record(output: Path, record: Mapping[str, Any]) -> None:

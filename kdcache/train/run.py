@@ -24,9 +24,16 @@ from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.join import CachedDataset
 from kdcache.data.probes import check_join
+from kdcache.losses import Objective
 from kdcache.store import Cache, open_cache
 from kdcache.train.module import MakeOptimizer, MakeScheduler, StudentModule
-from kdcache.train.output import CHECKPOINTS_FOLDER, STUDENT_FILE, claim_output, write_record
+from kdcache.train.output import (
+    CHECKPOINTS_FOLDER,
+    STUDENT_FILE,
+    claim_output,
+    released_on_failure,
+    write_record,
+)
 
 log = logging.getLogger(__name__)
 _BEST = 3
@@ -122,6 +129,11 @@ def train_student(
         "check_fingerprints": not allow_mismatch,
     }
     joined = _join(opened, sources.TRAIN, train_loader, options)
+    Objective(losses=losses or {"kd_loss": 1.0}, temperature=temperature).check_codec(joined.codec)
+    if allow_mismatch:
+        log.warning("allow_mismatch: samples are not checked against what the teacher saw")
+    else:
+        check_join(joined, names)
     module = StudentModule(
         student,
         losses=losses,
@@ -133,12 +145,6 @@ def train_student(
         validation=_joined_validation(opened, validation, pipelines or {}, options),
         pipelines=pipelines,
     )
-    module.objective.check_codec(joined.codec)
-    if allow_mismatch:
-        log.warning("allow_mismatch: samples are not checked against what the teacher saw")
-    else:
-        check_join(joined, names)
-
     folder = claim_output(None if output is None else Path(output), opened.path)
     module.record = {
         "kdcache": kdcache.__version__,
@@ -152,7 +158,8 @@ def train_student(
         "student": f"{type(student).__module__}.{type(student).__qualname__}",
     }
     started = time.monotonic()
-    metrics = _fit(module, joined.loader_like(train_loader), folder, trainer or {}, progress)
+    with released_on_failure(folder):
+        metrics = _fit(module, joined.loader_like(train_loader), folder, trainer or {}, progress)
     seconds = time.monotonic() - started
     run = StudentRun(
         output=folder,
