@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
+from kdcache.data.leaves import Path, describe, leaf
 from kdcache.errors import DataError, UsageError, suggest
-
-Path = int | str
-"""One leaf: a position, a name, or a dotted path such as ``0.image``."""
 
 _MODEL_INPUTS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"}
@@ -25,6 +23,7 @@ _MODEL_INPUTS = frozenset(
 )
 _LABELS = ("labels", "label", "label_ids")
 _MASK = "attention_mask"
+_INPUTS = "batch.inputs"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,32 +46,20 @@ class Selected:
         """``model(*args, **kwargs)``."""
         return model(*self.args, **self.kwargs)
 
-
-def leaf(batch: Any, path: Path) -> Any:
-    """The leaf of a nested batch at a path; DataError says where the path ends."""
-    found = batch
-    for part in str(path).split("."):
-        try:
-            if isinstance(found, Mapping):
-                found = found[part]
-            elif isinstance(found, Sequence) and part.lstrip("-").isdigit():
-                found = found[int(part)]
-            else:
-                found = getattr(found, part)
-        except (KeyError, IndexError, AttributeError) as error:
-            raise DataError(
-                f"a batch has no {path!r}: there is no {part!r} in {_describe(found)}. Correct "
-                "batch.inputs, batch.labels or batch.mask."
-            ) from error
-    return found
+    def num_rows(self) -> int | None:
+        """Rows of the first tensor among the model inputs; None where there is none."""
+        return _num_rows((*self.args, *self.kwargs.values()))
 
 
-def _describe(batch: Any) -> str:
-    if isinstance(batch, Mapping):
-        return f"a mapping of {', '.join(map(repr, batch))}"
-    if isinstance(batch, tuple | list):
-        return f"a {type(batch).__name__} of {len(batch)}"
-    return type(batch).__name__
+def _num_rows(values: Iterable[Any]) -> int | None:
+    for value in values:
+        if isinstance(value, Tensor) and value.dim():
+            return len(value)
+        inner = value.values() if isinstance(value, Mapping) else value
+        found = _num_rows(inner) if isinstance(value, Mapping | list | tuple) else None
+        if found is not None:
+            return found
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +83,24 @@ class BatchMapping:
     mask_inferred: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.inputs, Sequence) and not isinstance(self.inputs, str):
-            object.__setattr__(self, "inputs", tuple(self.inputs))
-        if isinstance(self.inputs, str) and self.inputs != "all":
+        inputs: Any = self.inputs
+        if isinstance(inputs, list):
+            object.__setattr__(self, "inputs", tuple(inputs))
+        paths = tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs
+        if inputs is None or inputs == "all":
+            paths = ()
+        if not isinstance(paths, tuple | list) or not all(map(_is_path, paths)):
             raise UsageError(
                 f"batch.inputs is a list of paths, a mapping name -> path, or 'all', not "
-                f"{self.inputs!r}. For one input write [{self.inputs}]."
+                f"{inputs!r}. For one input write [{inputs}]."
+            )
+        for name in ("labels", "mask"):
+            path = getattr(self, name)
+            if path is not None and not _is_path(path):
+                raise UsageError(f"batch.{name} is one path, such as 1 or 'label', not {path!r}.")
+        if type(self.class_dim) is not int or self.class_dim == 0:
+            raise UsageError(
+                f"batch.class_dim is the class axis, such as -1 or 1, not {self.class_dim!r}."
             )
 
     def resolve(self, batch: Any) -> BatchMapping:
@@ -119,7 +118,7 @@ class BatchMapping:
         if isinstance(batch, tuple | list) and len(batch) in (1, 2):
             return self._with((0,), 1 if len(batch) == 2 else None)
         raise DataError(
-            f"cannot tell which parts of {_describe(batch)} are model inputs. Say so: "
+            f"cannot tell which parts of {describe(batch)} are model inputs. Say so: "
             "batch: {inputs: [0, 1], labels: 2}, or batch: {inputs: all} for model(*batch)."
         )
 
@@ -134,10 +133,11 @@ class BatchMapping:
         unknown = [name for name in batch if name not in _MODEL_INPUTS and name != labels]
         if not names or unknown:
             raise DataError(
-                f"cannot tell which parts of {_describe(batch)} are model inputs. Say so, by the "
+                f"cannot tell which parts of {describe(batch)} are model inputs. Say so, by the "
                 "names that the model takes: batch: {inputs: {x: image}, labels: digit}."
             )
-        has_mask = self.mask is None and _MASK in names
+        # With decoder inputs the logits are the decoder's, and this is the encoder's mask.
+        has_mask = self.mask is None and _MASK in names and "decoder_input_ids" not in names
         return dataclasses.replace(
             self,
             inputs={name: name for name in names},
@@ -146,26 +146,34 @@ class BatchMapping:
             mask_inferred=has_mask,
         )
 
-    def fit_to(self, logits: Tensor, selected: Selected) -> BatchMapping:
-        """Drop an inferred mask that has another shape than the model's positions."""
+    def fit_to(self, logits: Tensor, selected: Selected) -> tuple[BatchMapping, Tensor | None]:
+        """The mapping without an inferred mask that has another shape than the positions.
+
+        Returns:
+            The mapping for all later batches, and the mask of this one.
+        """
         if not self.mask_inferred or selected.mask is None:
-            return self
+            return self, selected.mask
         fits = selected.mask.shape == logits.shape[:-1]
-        return dataclasses.replace(self, mask=self.mask if fits else None, mask_inferred=False)
+        kept = dataclasses.replace(self, mask=self.mask if fits else None, mask_inferred=False)
+        return kept, selected.mask if fits else None
 
     def select(self, batch: Any) -> Selected:
         """Inputs, labels and mask of one batch (of a resolved mapping)."""
-        labels = None if self.labels is None else leaf(batch, self.labels)
-        mask = None if self.mask is None else leaf(batch, self.mask)
+        labels = None if self.labels is None else leaf(batch, self.labels, "batch.labels")
+        mask = None if self.mask is None else leaf(batch, self.mask, "batch.mask")
+        if mask is not None and not isinstance(mask, Tensor):
+            raise DataError(f"batch.mask {self.mask!r} is {describe(mask)}, not a tensor.")
+        if self.inputs == "all" and isinstance(batch, Mapping):
+            return Selected(kwargs=dict(batch), labels=labels, mask=mask)
         if self.inputs == "all":
-            args = tuple(batch) if isinstance(batch, tuple | list) else ()
-            kwargs = dict(batch) if isinstance(batch, Mapping) else {}
-            return Selected(args=args, kwargs=kwargs, labels=labels, mask=mask)
+            args = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+            return Selected(args=args, labels=labels, mask=mask)
         if isinstance(self.inputs, Mapping):
-            kwargs = {name: leaf(batch, path) for name, path in self.inputs.items()}
+            kwargs = {name: leaf(batch, path, _INPUTS) for name, path in self.inputs.items()}
             return Selected(kwargs=kwargs, labels=labels, mask=mask)
         paths = self.inputs or ()
-        args = tuple(leaf(batch, path) for path in paths) if paths else (batch,)
+        args = tuple(leaf(batch, path, _INPUTS) for path in paths) if paths else (batch,)
         return Selected(args=args, labels=labels, mask=mask)
 
     def input_paths(self) -> tuple[Path, ...] | None:
@@ -197,9 +205,13 @@ class CallableMapping:
         """Nothing to infer."""
         return self
 
-    def fit_to(self, logits: Tensor, selected: Selected) -> CallableMapping:  # noqa: ARG002
+    def fit_to(
+        self,
+        logits: Tensor,  # noqa: ARG002
+        selected: Selected,
+    ) -> tuple[CallableMapping, Tensor | None]:
         """Nothing was inferred."""
-        return self
+        return self, selected.mask
 
     def select(self, batch: Any) -> Selected:
         """What the user's function says."""
@@ -219,6 +231,10 @@ class CallableMapping:
 
 
 Mapped = BatchMapping | CallableMapping
+
+
+def _is_path(path: object) -> bool:
+    return isinstance(path, int | str) and not isinstance(path, bool)
 
 
 def parse_mapping(spec: object, side: Literal["teacher", "student"]) -> Mapped:
@@ -249,6 +265,8 @@ def parse_mapping(spec: object, side: Literal["teacher", "student"]) -> Mapped:
     unknown = next((name for name in spec if name not in known), None)
     if unknown is not None:
         raise UsageError(f"unknown key 'batch.{unknown}'. {suggest(str(unknown), known)}")
+    if spec.get("inputs") in ([], (), {}):
+        raise UsageError("batch.inputs is empty. Name the model's inputs, or leave it out.")
     return BatchMapping(**spec)
 
 

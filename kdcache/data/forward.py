@@ -47,8 +47,7 @@ def forward(model: Callable[..., Any], mapping: Mapped, batch: Any) -> FlatOutpu
     mapping = mapping.resolve(batch)
     selected = mapping.select(batch)
     output = read_output(selected.call(model), mapping.class_dim)
-    mapping = mapping.fit_to(output.logits, selected)
-    mask = mapping.select(batch).mask
+    mapping, mask = mapping.fit_to(output.logits, selected)
     return FlatOutput(
         logits=flatten_positions(output.logits, mask, trailing=1),
         labels=_flat_labels(selected, output.logits, mask),

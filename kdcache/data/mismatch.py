@@ -17,6 +17,10 @@ from kdcache.errors import FingerprintMismatchError, KdcacheError
 if TYPE_CHECKING:
     from kdcache.data.join import CachedDataset
 
+_MOVED = (
+    "the teacher saw what is sample {now} now as sample {then}: the dataset was reordered, "
+    "shifted, filtered or shuffled since the dump."
+)
 _LISTED = 4
 _SEARCHED = 16
 _RANDOM = (
@@ -63,10 +67,7 @@ def _elsewhere(joined: CachedDataset, index: int) -> list[str]:
         found = joined.source(sources.fetch(joined.dataset, [number])[0])
         rows = np.flatnonzero(stored == np.uint64(found))
         if rows.size and number not in rows:
-            return [
-                f"the teacher saw what is sample {number} now as sample {rows[0]}: the dataset was "
-                "reordered, shifted, filtered or shuffled since the dump."
-            ]
+            return [_MOVED.format(now=number, then=rows[0])]
     return []
 
 

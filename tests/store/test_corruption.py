@@ -13,7 +13,6 @@ from kdcache.errors import CacheCorruptedError
 from kdcache.store import open_cache, open_local_copy
 from tests.store.synthetic import (
     COUNTS,
-    make_shards,
     manifest,
     replace_object,
     stored_object,
@@ -24,8 +23,8 @@ NAMES = [column.name for column in manifest().columns]
 
 
 @pytest.fixture
-def view(tmp_path):
-    return write_view(tmp_path / "cache.zarr", manifest(), make_shards(manifest()))
+def view(tmp_path, stored):
+    return stored(tmp_path / "cache.zarr", manifest())
 
 
 def reads(view):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import xxhash
 import zarr
 
 from kdcache.codecs import DenseCodec, TopKCodec, codec_settings, stored_codec
@@ -168,6 +170,31 @@ def test_specification_names_every_field(cache):
     fields |= {column.name for codec in CODECS.values() for column in codec.columns(NUM_CLASSES)}
     fields |= {key for codec in CODECS.values() for key in codec.settings()}
     assert {name for name in fields if f"`{name}`" not in text and f'"{name}"' not in text} == set()
+
+
+def test_specification_defines_the_digest(cache):
+    """Computed from the files, by its words."""
+
+    def canonical(value):
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+    view = cache / "train" / "view-000"
+    stored = json.loads((view / "zarr.json").read_text())["attributes"]["kdcache"]
+    state = xxhash.xxh3_128()
+    state.update(canonical({k: v for k, v in stored.items() if k not in ("created", "references")}))
+    for file in sorted((view / "commits").iterdir()):
+        record = json.loads(file.read_text())
+        digests = {
+            name: [array["rows"], array["digest"]] for name, array in record["arrays"].items()
+        }
+        state.update(canonical([record["start"], record["stop"], digests]))
+        for name, array in record["arrays"].items():
+            stored_objects = (view / f"{file.stem}.{record['attempt']}" / name / "c").rglob("0")
+            (content,) = (path.read_bytes() for path in stored_objects if path.is_file())
+            assert array["stored_bytes"] == len(content)
+            assert array["checksum"] == xxhash.xxh3_64_hexdigest(content)
+    assert state.hexdigest() == json.loads((view / "index.json").read_text())["digest"]
+    assert state.hexdigest() == open_cache(cache)["train"].digest
 
 
 def test_zarr_walks_the_whole_tree(cache):

@@ -239,9 +239,9 @@ class TestFrames:
         return request.param
 
     @pytest.fixture
-    def view(self, tmp_path, kind):
+    def view(self, tmp_path, kind, stored):
         wanted = manifest(num_samples=4, columns=SHARD if kind == "zstd" else FLOATS)
-        return write_view(tmp_path / "cache.zarr", wanted, make_shards(wanted))
+        return stored(tmp_path / "cache.zarr", wanted)
 
     @pytest.fixture
     def no_decompression(self, monkeypatch):

@@ -33,12 +33,12 @@ Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture(params=["uneven", "uniform", "counts only", "no positions at all"])
-def view(request, tmp_path):
+def view(request, tmp_path, stored):
     """The four ways in which records are laid out."""
     columns = {"uneven": COLUMNS, "counts only": (COUNTS,)}.get(request.param, UNIFORM)
     counts = {"uniform": [2], "no positions at all": [0]}.get(request.param, [2, 0, 3, 1])
     wanted = manifest(columns=columns)
-    view = write_view(tmp_path / "cache.zarr", wanted, make_shards(wanted, counts=counts))
+    view = stored(tmp_path / "cache.zarr", wanted, counts)
     view.__dict__["whole"] = concatenated(make_shards(wanted, counts=counts))
     return view
 

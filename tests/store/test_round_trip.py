@@ -50,7 +50,7 @@ def column_sets(draw: st.DrawFn) -> tuple[Column, ...]:
     return tuple(draw(st.permutations(columns)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     columns=column_sets(),
     num_samples=st.integers(1, 9),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import google_crc32c
 import numcodecs.zstd
 import numpy as np
@@ -21,10 +23,16 @@ TABLES = {
 DIGESTS = {name: table_digest(table) for name, table in TABLES.items()}
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tables") / "cache.zarr"
+    ViewWriter.create(path, manifest(tables=DIGESTS), TABLES)
+    return path
+
+
 @pytest.fixture
-def cache(tmp_path):
-    ViewWriter.create(tmp_path / "cache.zarr", manifest(tables=DIGESTS), TABLES)
-    return tmp_path / "cache.zarr"
+def cache(tmp_path, written):
+    return shutil.copytree(written, tmp_path / "cache.zarr")
 
 
 def table_folder(cache, name):
