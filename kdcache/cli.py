@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ COMMANDS = {
     "verify": ("kdcache.commands.verify", "read everything and check every checksum"),
 }
 _INTERRUPTED = 130
+_WORKER_FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 
 def usage() -> str:
@@ -56,20 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = [argument for argument in given if argument != "--debug"]
     _log_to_stderr()
     try:
-        return _dispatch(rest)
+        code = _dispatch(rest)
+        sys.stdout.flush()  # here, where a reader that has left is no traceback
+        return code
     except KdcacheError as error:
         return _report(error, paragraph(error), error.exit_code, debug=debug)
     except KeyboardInterrupt:
-        print("interrupted; what was committed stays", file=sys.stderr)
+        print("interrupted; what was finished stays", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except SystemExit as error:  # argparse, after it has printed a command's help
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
         text = (
-            f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {error}. This is not an "
-            "error that kdcache expects; --debug shows the traceback."
+            f"{paragraph(error)} (at {_origin(error)}). This is not an error that kdcache expects; "
+            "--debug shows the traceback."
         )
         return _report(error, text, 1, debug=debug)
 
@@ -88,9 +94,20 @@ def _dispatch(arguments: list[str]) -> int:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    command = importlib.import_module(COMMANDS[name][0])
-    _quiet_lightning()
-    return int(command.run(rest))
+    return int(importlib.import_module(COMMANDS[name][0]).run(rest))
+
+
+def _origin(error: BaseException) -> str:
+    """File and line of the innermost frame that is nobody's library: the user's, or ours."""
+    frames = [(f.filename, str(f.lineno)) for f in traceback.extract_tb(error.__traceback__)]
+    frames += _WORKER_FRAME.findall(str(error))
+    library = sysconfig.get_paths()["stdlib"]
+    own = [
+        frame
+        for frame in frames
+        if not frame[0].startswith((library, "<")) and "site-packages" not in frame[0]
+    ]
+    return ":".join((own or frames)[-1])
 
 
 def _report(error: BaseException, text: str, code: int, *, debug: bool) -> int:
@@ -108,9 +125,3 @@ def _log_to_stderr() -> None:
     ours.handlers[:] = [handler]
     ours.setLevel(logging.INFO)
     ours.propagate = False
-
-
-def _quiet_lightning() -> None:
-    """Lightning says only what is wrong; it sets its level when it is imported, so after that."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ says only which exit code the command line ends with and what a caller may want 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -58,22 +59,26 @@ class UnsupportedTargetsError(UsageError):
     """A loss or temperature that these targets cannot serve."""
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``Did you mean 'x'? `` for an unknown name, or nothing where none is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}? " if near else ""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """``Did you mean 'x'? Known: ...`` for an unknown name; the nearest known one comes first."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    return f"{hint}Known: {', '.join(names) if names else 'none'}."
+    return f"{nearest(name, names)}Known: {', '.join(names) if names else 'none'}."
 
 
 def paragraph(error: BaseException) -> str:
     """The message without the traceback that a DataLoader worker puts in front of it.
 
     PyTorch re-raises a worker's error with the worker's traceback as its text; the original
-    message stands after the last ``module.ClassName: `` of that text.
+    message stands after the last ``ClassName: `` that begins a line of that text.
     """
     text = str(error)
-    marker = f"{type(error).__module__}.{type(error).__qualname__}: "
-    if "Original Traceback" in text and marker in text:
-        text = text.rsplit(marker, 1)[1]
+    if "Original Traceback" in text:
+        name = re.escape(type(error).__name__)
+        text = re.split(rf"^(?:[\w.]+\.)?{name}: ", text, flags=re.MULTILINE)[-1]
     return text.strip()

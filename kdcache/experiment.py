@@ -19,8 +19,8 @@ class DumpSection:
     Attributes:
         devices: processes to start on this machine, one teacher each.
         part: this job's share, such as 3/16 (from 0), where independent jobs fill one cache.
-        accelerator: auto, cpu, cuda, ...
-        precision: 32-true, bf16-mixed, 16-mixed, ...
+        accelerator: auto, cpu, cuda or another of Lightning's.
+        precision: 32-true, bf16-mixed, 16-mixed or another of Lightning's.
         key: index, content, or field:<path>: what joins samples and targets.
         fingerprint: inputs, sample, or the class path of a function of a sample.
         samples_per_shard: unit of work and loss; chosen from size and count if null.
@@ -58,8 +58,9 @@ class DumpExperiment:
         teacher: class_path and init_args of the teacher.
         batch: which leaves are inputs, labels and mask; inferred if null.
         targets: codec and its settings.
-        dump: how the teacher is run.
         progress: show a bar on a terminal.
+
+    ``dump`` says how the teacher is run.
     """
 
     cache: str
@@ -83,7 +84,6 @@ class StudentExperiment:
         targets: only a class path in ``codec`` is read: a codec of your own is never imported
             because a cache names it, but because you do.
         dump: only a class path in ``fingerprint`` is read, for the same reason.
-        distill: losses and temperature.
         optimizer: class_path and init_args; Adam with lr 1e-3 if null.
         scheduler: class_path and init_args, stepped once an epoch.
         pipelines: validation set -> class_path and init_args of its inference pipeline.
@@ -91,8 +91,10 @@ class StudentExperiment:
         output: a new or empty folder; numbered beside the cache if null.
         local_copy: folder of the local copy of the cache; the machine's default if null.
         allow_mismatch: train although samples differ from what the teacher saw.
-        seed: of everything random.
+        seed: of everything random, the student's first weights included.
         progress: show a bar on a terminal.
+
+    ``distill`` says what the student learns from.
     """
 
     cache: str

@@ -52,7 +52,7 @@ def read_output(output: Any, class_dim: int = -1) -> ModelOutput:
             f"the model returned {type(output).__name__} without logits. Return a tensor, a tuple "
             "that begins with the logits, a dict with 'logits', or an object with .logits."
         )
-    if logits.dim() < 2 or not -logits.dim() <= class_dim < logits.dim() or class_dim == 0:
+    if not -logits.dim() < class_dim < logits.dim() or class_dim == 0 or logits.dim() < 2:
         raise DataError(
             f"logits of shape {tuple(logits.shape)} have no class axis {class_dim}. Return (B, C) "
             "or (B, ..., C), or say batch.class_dim. Sigmoid and multi-label heads, one logit a "

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from kdcache.config import Raw, merge, override, parse, parser_of, read_file, to_yaml
+from kdcache.config import Experiment, Raw, keys_of, merge, override, parse, read_file, to_yaml
 from kdcache.errors import UsageError
-from kdcache.experiment import DumpExperiment, StudentExperiment
 
-Experiment = TypeVar("Experiment", DumpExperiment, StudentExperiment)
+_KEY_WIDTH = 26
+_MAX_WIDTH = 100
 
 
 def experiment_from(
@@ -26,9 +27,9 @@ def experiment_from(
     for word in words:
         name, has_value, value = word.partition("=")
         if name in ("-h", "--help"):
-            _print_help(kind, command)
+            print(help_text(kind, command))
             return None
-        if name == "--print_config":
+        if word == "--print_config":
             print_config = True
             continue
         if name not in ("-c", "--config") and not (name.startswith("--") and len(name) > 2):
@@ -36,10 +37,7 @@ def experiment_from(
                 f"{word!r} is not understood: give -c EXPERIMENT.yaml and --section.key value."
             )
         if not has_value:
-            following = next(words, None)
-            if following is None:
-                raise UsageError(f"{name} needs a value.")
-            value = following
+            value = _following(name, words)
         if name in ("-c", "--config"):
             raw = merge(raw, read_file(Path(value)))
         else:
@@ -51,10 +49,41 @@ def experiment_from(
     return experiment
 
 
-def _print_help(kind: type[Experiment], command: str) -> None:
-    print(f"usage: kdcache {command} -c EXPERIMENT.yaml [--section.key value ...]\n")
-    print("Later files and values win; --print_config shows the result. Sections:\n")
-    for action in parser_of(kind)._actions:
-        about = (action.help or "").split(" (")[0]
-        default = "" if action.default is None else f" (default {action.default})"
-        print(f"  --{action.dest:<24} {about}{default}")
+def _following(name: str, words: Iterator[str]) -> str:
+    value = next(words, "--")
+    if value.startswith("--"):  # a flag; --key=--value gives such a value
+        raise UsageError(f"{name} needs a value.")
+    return value
+
+
+def help_text(kind: type, command: str) -> str:
+    """Every key of an experiment, wrapped to the terminal."""
+    width = min(_MAX_WIDTH, shutil.get_terminal_size().columns)
+    intro = (
+        "Later files and values win. A value is read as YAML; --student.width 8 is short for "
+        "--student.init_args.width 8. --print_config shows the result and stops."
+    )
+    lines = [
+        f"usage: kdcache {command} -c EXPERIMENT.yaml [--section.key value ...]",
+        "",
+        *textwrap.wrap(intro, width),
+        "",
+    ]
+    indent = " " * (2 + _KEY_WIDTH + 1)
+    for key in keys_of(kind):
+        notes = " (required)" if key.is_required else ""
+        notes += "" if key.default is None else f" (default {_shown(key.default)})"
+        wrapped = textwrap.wrap(key.about.rstrip(".") + notes, max(20, width - len(indent)))
+        first, *others = wrapped
+        lines.append(f"  {'--' + key.name:<{_KEY_WIDTH}} {first}")
+        lines += [indent + line for line in others]
+    return "\n".join(lines)
+
+
+def _shown(default: object) -> str:
+    """A default as one would write it in YAML."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, dict):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in default.items()) + "}"
+    return str(default)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdcache.codecs import make_codec
 from kdcache.commands.arguments import experiment_from
-from kdcache.commands.inspect import print_report
+from kdcache.commands.console import quiet_lightning
+from kdcache.commands.inspect import report_text
 from kdcache.config import build, fingerprint_function
-from kdcache.data import sources
-from kdcache.data.batch import parse_mapping
-from kdcache.dump import DumpJob, run_job
 from kdcache.experiment import DumpExperiment
 from kdcache.store import check_cache_path
 from kdcache.tools.inspect import inspect_cache
+
+if TYPE_CHECKING:
+    from kdcache.dump import DumpJob
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -24,15 +26,23 @@ def run(arguments: Sequence[str]) -> int:
     if experiment is None:
         return 0
     check_cache_path(Path(experiment.cache))
+    from kdcache.dump import run_job
+
+    quiet_lightning()
     dump = experiment.dump
     make = functools.partial(make_job, experiment)
     cache = run_job(make, devices=dump.devices, part=dump.part)
-    print_report(inspect_cache(cache.path))
+    print(report_text(inspect_cache(cache.path), shutil.get_terminal_size().columns))
     return 0
 
 
 def make_job(experiment: DumpExperiment) -> DumpJob:
     """The job that an experiment describes; called once in every process that dumps."""
+    from kdcache.codecs import make_codec
+    from kdcache.data import sources
+    from kdcache.data.batch import parse_mapping
+    from kdcache.dump import DumpJob
+
     targets = dict(experiment.targets)
     codec = make_codec(str(targets.pop("codec", "dense")), targets)
     data = build(experiment.data, "data")

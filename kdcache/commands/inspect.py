@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from kdcache.commands.console import aligned
 from kdcache.errors import UsageError
 from kdcache.tools.inspect import inspect_cache
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_UNIT_STEP = 1024
+_DIGEST_LETTERS = 16
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,49 +41,58 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(report, indent=2, sort_keys=True))
     else:
-        print_report(report)
+        print(report_text(report, shutil.get_terminal_size().columns))
     return 0
 
 
-def print_report(report: Mapping[str, Any]) -> None:
-    """The report as a table a person can read."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=str(report["path"]), title_justify="left")
-    table.add_column("split")
-    for split in report["splits"]:
-        table.add_column(split, justify="right", overflow="fold")
+def report_text(report: Mapping[str, Any], width: int) -> str:
+    """A report of ``inspect_cache`` for a person: the training split first, one column a split."""
+    splits = sorted(report["splits"], key=lambda name: (name != "train", name))
+    title = f"{report['path']}  {size_text(report['bytes'])}"
+    if not splits:
+        return f"{title}\nno split was begun"
+    rows = [["", *splits]]
     for label, cell in _ROWS:
-        table.add_row(label, *(cell(values) for values in report["splits"].values()))
-    Console(soft_wrap=True).print(table)
+        cells = [cell(report["splits"][name]) for name in splits]
+        if any(cells):
+            rows.append([label, *(text or "-" for text in cells)])
+    return f"{title}\n\n{aligned(rows, width)}"
+
+
+def size_text(num_bytes: float) -> str:
+    """``84,828 bytes (82.8 KiB)``."""
+    value, unit = float(num_bytes), 0
+    while value >= _UNIT_STEP and unit < len(_UNITS) - 1:
+        value, unit = value / _UNIT_STEP, unit + 1
+    rounded = f" ({value:.1f} {_UNITS[unit]})" if unit else ""
+    return f"{num_bytes:,} bytes{rounded}"
 
 
 def _number(value: float | None, pattern: str) -> str:
-    return "-" if value is None else pattern.format(value)
+    return "" if value is None else pattern.format(value)
+
+
+def _done(done: int, total: int) -> str:
+    return f"{total:,}" if done == total else f"{done:,} of {total:,}"
 
 
 def _codec(split: Mapping[str, Any]) -> str:
+    name = str(split["codec"].get("name"))
     settings = ", ".join(f"{k}={v}" for k, v in split["codec"].items() if k != "name")
-    return f"{split['codec'].get('name')} ({settings})"
-
-
-def _shards(split: Mapping[str, Any]) -> str:
-    done = split["shards"] - split["shards_pending"]
-    return f"{done:,} of {split['shards']:,}" + ("" if split["complete"] else " (incomplete)")
+    return f"{name} ({settings})" if settings else name
 
 
 _ROWS = (
-    ("samples", lambda s: f"{s['samples_dumped']:,} of {s['samples']:,}"),
+    ("samples", lambda s: _done(s["samples_dumped"], s["samples"])),
     ("positions", lambda s: f"{s['positions']:,}"),
     ("classes", lambda s: f"{s['classes']:,}"),
     ("codec", _codec),
-    ("shards", _shards),
-    ("bytes", lambda s: f"{s['bytes']:,}"),
-    ("bytes per sample", lambda s: _number(s["bytes_per_sample"], "{:.1f}")),
-    ("bytes per position", lambda s: _number(s["bytes_per_position"], "{:.1f}")),
+    ("shards", lambda s: _done(s["shards"] - s["shards_pending"], s["shards"])),
+    ("size", lambda s: size_text(s["bytes"])),
+    ("bytes per sample", lambda s: _number(s["bytes_per_sample"], "{:,.1f}")),
+    ("bytes per position", lambda s: _number(s["bytes_per_position"], "{:,.1f}")),
     ("teacher accuracy", lambda s: _number(s["teacher"].get("accuracy"), "{:.2%}")),
     ("teacher cross-entropy", lambda s: _number(s["teacher"].get("cross_entropy"), "{:.4f} nats")),
     ("teacher entropy", lambda s: _number(s["teacher"].get("entropy"), "{:.4f} nats")),
-    ("digest", lambda s: s["digest"] or "-"),
+    ("digest", lambda s: (s["digest"] or "incomplete")[:_DIGEST_LETTERS]),
 )

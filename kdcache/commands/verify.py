@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = cache_parser("verify", "Read everything in a cache and check every checksum.")
     options = parser.parse_args(arguments)
     console = Console(file=sys.stderr)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("verifying")
 
         def advance(split: str, done: int, total: int) -> None:
@@ -30,18 +30,18 @@ def run(arguments: Sequence[str]) -> int:
         report = {**dataclasses.asdict(found), "sound": found.is_sound}
         print(json.dumps(report, indent=2, sort_keys=True))
     else:
-        print_verification(found)
+        print(verification_text(found))
     return 0 if found.is_sound else 1
 
 
-def print_verification(found: Verification) -> None:
-    """One line when all is well, one a problem otherwise."""
-    for problem in found.problems:
-        print(problem)
+def verification_text(found: Verification) -> str:
+    """One line when all is well; otherwise one for each problem, and how much is sound."""
     if found.is_sound:
-        print(
-            f"{found.path}: sound. {found.shards:,} shards, {found.samples:,} samples, every "
-            "checksum right."
+        return (
+            f"{found.path}: sound. {found.samples:,} samples in {found.shards:,} "
+            f"{'shard' if found.shards == 1 else 'shards'}, every checksum right."
         )
-    else:
-        print(f"{found.path}: {len(found.problems)} problems; {found.samples:,} samples are sound.")
+    number = len(found.problems)
+    last = f"{number} {'problem' if number == 1 else 'problems'}; {found.samples:,} samples sound."
+    lines = [f"- {problem}" for problem in found.problems]
+    return "\n".join([*lines, f"{found.path}: {last}"])

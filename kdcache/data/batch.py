@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -200,6 +200,7 @@ class CallableMapping:
 
     function: Callable[[Any], Selected]
     class_dim: int = -1
+    mask_inferred: ClassVar[bool] = False
 
     def resolve(self, batch: Any) -> CallableMapping:  # noqa: ARG002
         """Nothing to infer."""

@@ -16,10 +16,17 @@ import torch
 import xxhash
 from torch import Tensor
 
-from kdcache.data.batch import Path, leaf
+from kdcache.data.leaves import Path, leaf
 from kdcache.errors import DataError
 
 ALGORITHM = "xxh3_64"
+
+_NUMPY_FLOATS = frozenset({torch.float16, torch.float32, torch.float64})
+_NAMES = {
+    dtype: str(dtype).removeprefix("torch.")
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
 
 
 def fingerprint(value: Any) -> int:
@@ -33,48 +40,76 @@ def fingerprint(value: Any) -> int:
         DataError: something in it has no canonical form.
     """
     state = xxhash.xxh3_64()
-    _update(state, value)
+    try:
+        _update(state, value)
+    except RecursionError as error:
+        raise DataError("a sample that contains itself has no fingerprint.") from error
     return state.intdigest()
 
 
 def array_of(value: Any) -> tuple[np.ndarray[Any, Any], str] | None:
-    """A tensor, array or image as (contiguous array, dtype name); None for anything else."""
+    """A tensor, array or image as (array, dtype name); None for anything else.
+
+    Raises:
+        DataError: it holds no plain numbers (objects, records, a sparse tensor).
+    """
     if isinstance(value, Tensor):
-        name = str(value.dtype).removeprefix("torch.")
-        value = value.detach().cpu().contiguous()
-        if value.dtype is torch.bfloat16:
-            value = value.view(torch.uint16)
-        return value.numpy(), name
+        return _tensor_array(value), _NAMES[value.dtype]
     if isinstance(value, np.ndarray | np.generic):
-        array = np.ascontiguousarray(value)
-        return array.reshape(np.shape(value)), array.dtype.name
+        array = np.asarray(value)
+        if array.dtype.hasobject or array.dtype.names is not None:
+            raise DataError(
+                "an array of objects or records has no fingerprint. Store numbers or text."
+            )
+        if array.dtype.byteorder == ">":
+            array = array.astype(array.dtype.newbyteorder("<"))
+        return array, array.dtype.name
     if hasattr(value, "tobytes") and hasattr(value, "mode") and hasattr(value, "size"):
-        return np.asarray(value), f"image {value.mode}"
+        palette = value.getpalette() if value.mode == "P" else None
+        colours = "" if palette is None else f" {fingerprint(palette):016x}"
+        return np.asarray(value), f"image {value.mode}{colours}"
     return None
 
 
+def _tensor_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    dtype = tensor.dtype
+    try:
+        if dtype.is_floating_point and dtype not in _NUMPY_FLOATS:  # bfloat16, float8: their bits
+            tensor = tensor.view(torch.uint16 if dtype.itemsize == 2 else torch.uint8)
+        return tensor.numpy(force=True)
+    except (RuntimeError, TypeError) as error:
+        raise DataError(f"a {dtype} tensor has no fingerprint: {error}.") from error
+
+
 def _update(state: xxhash.xxh3_64, value: Any) -> None:
+    if isinstance(value, list | tuple):
+        state.update(b"L%d;" % len(value))
+        for item in value:
+            _update(state, item)
+        return
     found = array_of(value)
     if found is not None:
         array, name = found
-        if array.dtype.hasobject:
-            raise DataError("an array of Python objects has no fingerprint. Store numbers or text.")
         state.update(f"A{name}{array.shape}".encode())
-        state.update(array.tobytes() if array.ndim == 0 else np.ascontiguousarray(array).data)
-    elif value is None or isinstance(value, bool | int | float):
+        # Most arrays give their bytes without a copy; dates and texts do not.
+        is_plain = array.dtype.kind in "biufc" and array.size
+        state.update(np.ascontiguousarray(array).data if is_plain else array.tobytes())
+    elif isinstance(value, bool | float | complex) or value is None:
         state.update(f"N{type(value).__name__} {value!r};".encode())
-    elif isinstance(value, str | bytes):
-        content = value.encode() if isinstance(value, str) else value
-        state.update(f"{type(value).__name__}{len(content)};".encode() + content)
+    elif isinstance(value, int):
+        state.update(f"Nint {value:x};".encode())
+    elif isinstance(value, str):
+        content = value.encode("utf-8", "surrogatepass")
+        state.update(b"str%d;" % len(content) + content)
+    elif isinstance(value, bytes | bytearray):
+        state.update(b"bytes%d;" % len(value) + value)
     elif isinstance(value, Mapping):
-        state.update(f"M{len(value)};".encode())
-        for key in sorted(value, key=str):
-            _update(state, str(key))
+        state.update(b"M%d;" % len(value))
+        for key in sorted(value, key=lambda key: (type(key).__name__, str(key))):
+            _update(state, key)
             _update(state, value[key])
     elif isinstance(value, Sequence):
-        state.update(f"L{len(value)};".encode())
-        for item in value:
-            _update(state, item)
+        _update(state, list(value))
     else:
         raise DataError(
             f"a {type(value).__name__} has no fingerprint. Make it a tensor, array, number or "
@@ -101,7 +136,9 @@ class FingerprintSource:
         """What is fingerprinted of a sample."""
         if self.function is not None:
             return self.function(sample)
-        return [leaf(sample, path) for path in self.paths] if self.paths else sample
+        if not self.paths:
+            return sample
+        return [leaf(sample, path, "fingerprinted path") for path in self.paths]
 
     def __call__(self, sample: Any) -> int:
         """The sample's fingerprint."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcache.data.batch import Mapped, Selected
+from kdcache.data.batch import Mapped
+from kdcache.data.labels import flat_labels
 from kdcache.outputs import count_positions, flatten_positions, read_output
 
 
@@ -48,19 +49,11 @@ def forward(model: Callable[..., Any], mapping: Mapped, batch: Any) -> FlatOutpu
     selected = mapping.select(batch)
     output = read_output(selected.call(model), mapping.class_dim)
     mapping, mask = mapping.fit_to(output.logits, selected)
+    num_positions = count_positions(output.logits, mask)  # checks the mask's shape
     return FlatOutput(
         logits=flatten_positions(output.logits, mask, trailing=1),
-        labels=_flat_labels(selected, output.logits, mask),
-        num_positions=count_positions(output.logits, mask),
+        labels=flat_labels(selected.labels, output.logits.shape[:-1], mask),
+        num_positions=num_positions,
         losses=output.losses,
         mapping=mapping,
     )
-
-
-def _flat_labels(selected: Selected, logits: Tensor, mask: Tensor | None) -> Tensor | None:
-    labels = selected.labels
-    if not isinstance(labels, Tensor) or labels.is_floating_point():
-        return None
-    if labels.shape != logits.shape[:-1]:
-        return None
-    return flatten_positions(labels, mask, trailing=0).long()

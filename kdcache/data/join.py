@@ -6,6 +6,7 @@ made by the user's own collate function, and the soft targets of the same sample
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from kdcache.codecs import Codec, stored_codec
 from kdcache.columns import FINGERPRINT, KEY, NUM_POSITIONS, Array
 from kdcache.data import sources
-from kdcache.data.batch import BatchMapping, Mapped, parse_mapping
+from kdcache.data.batch import Mapped, parse_mapping
 from kdcache.data.fingerprint import ALGORITHM, FingerprintSource
 from kdcache.data.keys import CONTENT, INDEX, KeyIndex, field_key
-from kdcache.data.mismatch import mismatch_error
-from kdcache.errors import AlignmentError, CacheCorruptedError, DataError, UsageError
-from kdcache.store import LocalCopy, View, open_cache, open_local_copy
+from kdcache.data.labels import check_labels, per_row
+from kdcache.data.mismatch import mismatch_error, missing_error
+from kdcache.errors import AlignmentError, CacheCorruptedError, UsageError
+from kdcache.store import Cache, LocalCopy, View, open_cache, open_local_copy
 from kdcache.targets import SoftTargets
 
-IGNORE_INDEX = -100
 Collate = Callable[[list[Any]], Any]
 
 
@@ -57,6 +58,12 @@ class JoinedSamples:
     samples: list[Any]
     columns: Mapping[str, Array]
 
+    def __getitem__(self, _: object) -> Any:
+        raise UsageError(
+            "joined samples need their own collation: DataLoader(joined, ..., "
+            "collate_fn=joined.collate_fn), or joined.loader_like(loader)."
+        )
+
 
 class CachedDataset(Dataset[Any]):
     """A user's map-style dataset joined with the cached targets of its samples.
@@ -67,8 +74,8 @@ class CachedDataset(Dataset[Any]):
 
     Args:
         dataset: the user's dataset, as it was dumped.
-        cache: path of the teacher cache, or an opened view of it.
-        split: which split of the cache (ignored for an opened view).
+        cache: path of the teacher cache; or the cache, or a view of it, opened.
+        split: which split of the cache (ignored for a view).
         batch: which leaves are inputs, labels and mask; as in the experiment file.
         collate_fn: the user's collate function; PyTorch's default if None.
         local_copy: folder of the local copy; the machine's default if None.
@@ -86,28 +93,30 @@ class CachedDataset(Dataset[Any]):
     def __init__(
         self,
         dataset: Any,
-        cache: str | Path | View,
+        cache: str | Path | Cache | View,
         *,
         split: str = sources.TRAIN,
         batch: Mapped | Mapping[str, Any] | str | None = None,
         collate_fn: Collate | None = None,
-        local_copy: Path | None = None,
+        local_copy: str | Path | None = None,
         codecs: Collection[str] = (),
         fingerprint: Callable[[Any], Any] | None = None,
         check_fingerprints: bool = True,
     ) -> None:
         self.dataset = dataset
-        self.view = cache if isinstance(cache, View) else open_cache(cache)[split]
+        opened = cache if isinstance(cache, View | Cache) else open_cache(cache)
+        self.view = opened if isinstance(opened, View) else opened[split]
         self.mapping = parse_mapping(batch, "student")
         self.check_fingerprints = check_fingerprints
-        self._user_collate = collate_fn or default_collate
-        self._folder = local_copy
+        self.user_collate = collate_fn or default_collate
+        self._folder = None if local_copy is None else Path(local_copy)
         self._copy: LocalCopy | None = None
         self._index: KeyIndex | None = None
         manifest = self.view.manifest
         self.codec = _with_tables(self.view, codecs)
         self.source = stored_source(manifest.fingerprint, fingerprint)
         self.view.check_complete()
+        sources.check_numbered(dataset)
         if manifest.key == INDEX and len(dataset) != manifest.num_samples:
             longer = "longer" if len(dataset) > manifest.num_samples else "shorter"
             raise AlignmentError(
@@ -135,19 +144,13 @@ class CachedDataset(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> JoinedSamples:
         """Fetch, check and join samples in one step (PyTorch's batched fetch)."""
         samples = sources.fetch(self.dataset, indices)
-        if len(samples) != len(indices):
-            raise AlignmentError(
-                f"the dataset returned {len(samples)} samples when asked for {len(indices)}."
-            )
-        fingerprints = [self.source(sample) for sample in samples]
+        fingerprints = np.asarray([self.source(sample) for sample in samples], np.uint64)
         rows = self._rows(indices, samples, fingerprints)
         columns = self.copy.take(rows)
-        if self.check_fingerprints:
-            stored = columns[FINGERPRINT]
-            wrong = np.flatnonzero(stored != np.asarray(fingerprints, np.uint64))
-            if wrong.size:
-                at = int(wrong[0])
-                raise mismatch_error(self, int(indices[at]), samples[at], int(rows[at]))
+        wrong = np.flatnonzero(columns[FINGERPRINT] != fingerprints)
+        if self.check_fingerprints and wrong.size:
+            at = int(wrong[0])
+            raise mismatch_error(self, indices[at], samples[at], int(rows[at]))
         return JoinedSamples(indices=indices, samples=samples, columns=columns)
 
     def __getitem__(self, index: int) -> JoinedBatch:
@@ -155,21 +158,23 @@ class CachedDataset(Dataset[Any]):
         joined = self.__getitems__([index])
         return JoinedBatch(joined.samples[0], self.targets(joined.columns))
 
-    def _rows(self, indices: Sequence[int], samples: list[Any], fingerprints: list[int]) -> Array:
+    def _rows(self, indices: Sequence[int], samples: list[Any], fingerprints: Array) -> Array:
         key = self.view.manifest.key
         if key == INDEX:
-            return np.asarray(indices, np.int64)
+            return _numbers(indices)
         if self._index is None:
             stored = self.copy.column(FINGERPRINT if key == CONTENT else KEY)
-            self._index = KeyIndex(np.ascontiguousarray(stored), unique=key != CONTENT)
-        keys = fingerprints if key == CONTENT else [field_key(key, sample) for sample in samples]
-        rows = self._index.rows(np.asarray(keys, np.uint64))
+            self._index = KeyIndex(np.ascontiguousarray(stored), key)
+        keys = (
+            fingerprints
+            if key == CONTENT
+            else np.asarray([field_key(key, sample) for sample in samples], np.uint64)
+        )
+        rows = self._index.rows(keys)
         missing = np.flatnonzero(rows < 0)
         if missing.size:
-            raise AlignmentError(
-                f"sample {indices[int(missing[0])]} is not in {self.view.cache} (its key, by "
-                f"{key}, was never dumped). Restore the sample, or dump again into a new cache."
-            )
+            at = int(missing[0])
+            raise missing_error(self, indices[at], samples[at])
         return rows
 
     def targets(self, columns: Mapping[str, Array]) -> SoftTargets:
@@ -192,22 +197,53 @@ class CachedDataset(Dataset[Any]):
                 another number of positions than the teacher's.
             DataError: a label is no class; names the sample.
         """
-        batch = self._user_collate(joined.samples)
+        batch = self.user_collate(joined.samples)
         targets = self.targets(joined.columns)
-        selected = self.mapping.resolve(batch).select(batch)
-        rows = num_rows(selected.args, selected.kwargs)
+        mapping = self.mapping.resolve(batch)
+        selected = mapping.select(batch)
+        rows = selected.num_rows()
         if rows is not None and rows != len(joined.samples):
             raise AlignmentError(
                 f"collate_fn made {rows} rows of {len(joined.samples)} samples; targets cannot be "
                 "paired with them. Return one row for each sample, in their order."
             )
-        if selected.labels is not None:
-            check_labels(selected.labels, self.num_classes, joined.indices)
+        # An inferred mask may be no mask of positions: only a model's output tells.
+        if selected.mask is not None and not mapping.mask_inferred:
+            _check_mask(selected.mask, targets.num_positions, joined.indices)
+        check_labels(selected.labels, self.num_classes, joined.indices)
         return JoinedBatch(batch, targets)
 
     def loader_like(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """A DataLoader with all of a loader's settings, giving joined batches."""
+        sources.check_map_style(loader)
+        _ = self.copy  # opened before workers are forked, which then share it
         return sources.with_dataset(loader, self, self.collate_fn)
+
+
+def _numbers(indices: Sequence[int]) -> Array:
+    try:
+        return np.asarray([operator.index(index) for index in indices], np.int64)
+    except TypeError as error:
+        raise AlignmentError(
+            f"the sampler gave {indices[0]!r}, which is no sample number; this cache joins targets "
+            "by number. Dump with key: content or key: field:<path> to use such a sampler."
+        ) from error
+
+
+def _check_mask(mask: Tensor, num_positions: Tensor, indices: Sequence[int]) -> None:
+    """Raise AlignmentError where a mask counts other positions than the teacher's."""
+    if len(mask) != len(num_positions):
+        raise AlignmentError(
+            f"the mask has {len(mask)} rows for {len(num_positions)} samples. Return one for each."
+        )
+    counts = per_row(mask)
+    wrong = (counts != num_positions).nonzero().reshape(-1).tolist()
+    if wrong:
+        at = wrong[0]
+        raise AlignmentError(
+            f"the mask of sample {indices[at]} counts {int(counts[at])} positions, the teacher had "
+            f"{int(num_positions[at])}. Use the mask of the dump (batch.mask)."
+        )
 
 
 def _with_tables(view: View, trusted: Collection[str]) -> Codec:
@@ -238,33 +274,3 @@ def stored_source(
             "(dump.fingerprint in the experiment file, fingerprint= in Python)."
         )
     return FingerprintSource(name=str(name), function=function)
-
-
-def num_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Rows of the first tensor among model inputs; None where there is none."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.dim():
-            return len(value)
-        inner = value if isinstance(value, Mapping) else {}
-        nested = value if isinstance(value, list | tuple) else tuple(inner.values())
-        found = num_rows(nested, {}) if nested else None
-        if found is not None:
-            return found
-    return None
-
-
-def check_labels(labels: Any, num_classes: int, samples: Sequence[int]) -> None:
-    """Raise DataError unless labels are class numbers or the ignore index -100."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point():
-        return
-    wrong = ((labels < 0) | (labels >= num_classes)) & (labels != IGNORE_INDEX)
-    if bool(wrong.any()):
-        at = tuple(wrong.nonzero()[0].tolist())
-        raise DataError(
-            f"sample {samples[at[0]]} has the label {int(labels[at])}; the teacher has "
-            f"{num_classes} classes, 0 to {num_classes - 1} ({IGNORE_INDEX} marks no label). "
-            "Correct the labels, or name them (batch.labels)."
-        )
-
-
-__all__ = ["BatchMapping", "CachedDataset", "JoinedBatch"]

@@ -10,8 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from kdcache.errors import DataError, suggest
 
 Path = int | str
@@ -51,12 +49,14 @@ def leaf(value: Any, path: Path, setting: str = "path") -> Any:
 
 
 def _step(value: Any, name: str, number: int | None) -> Any:
+    if isinstance(value, tuple | list) and number is not None:
+        return value[number]
     if isinstance(value, Mapping):
         return value[number] if number is not None and name not in value else value[name]
     if number is not None and isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return value[number]
     found = getattr(value, name)
-    if callable(found) and not isinstance(found, Tensor):  # a list's "index" is no leaf
+    if callable(found):  # a list's "index" is no leaf
         raise AttributeError(name)
     return found
 

@@ -1,4 +1,4 @@
-"""Why a sample is not the one that the teacher saw: the diagnosis behind one error.
+"""Why a sample is not one that the teacher saw: the diagnosis behind an error.
 
 It runs only once something is wrong, so it may draw samples again and search the whole cache.
 """
@@ -11,22 +11,31 @@ import numpy as np
 
 from kdcache.columns import FINGERPRINT
 from kdcache.data import sources
+from kdcache.data.keys import INDEX
 from kdcache.data.references import compare
-from kdcache.errors import FingerprintMismatchError, KdcacheError
+from kdcache.errors import (
+    AlignmentError,
+    CacheError,
+    FingerprintMismatchError,
+    KdcacheError,
+)
+from kdcache.store import open_cache
 
 if TYPE_CHECKING:
     from kdcache.data.join import CachedDataset
 
-_MOVED = (
-    "the teacher saw what is sample {now} now as sample {then}: the dataset was reordered, "
-    "shifted, filtered or shuffled since the dump."
-)
 _LISTED = 4
 _SEARCHED = 16
 _RANDOM = (
     "the dataset is random: the same sample, drawn twice, differs. A cached target is valid only "
     "for the input that the teacher saw; remove the random augmentation."
 )
+_MOVED = (
+    "the teacher saw what is sample {now} now as sample {then}: the dataset was reordered, "
+    "shifted, filtered or shuffled since the dump."
+)
+_EDITED = "the sample was edited, or its decoding or transform changed."
+_REMEDY = "Restore the dataset and its transforms, or dump again into a new cache."
 
 
 def mismatch_error(
@@ -40,27 +49,39 @@ def mismatch_error(
         sample: what the dataset returned.
         row: its row in the cache.
     """
-    found = joined.source(sample)
     stored = int(joined.copy.column(FINGERPRINT)[row])
-    split = joined.view.manifest.split
-    causes = "\n".join(f"  - {cause}" for cause in _causes(joined, index, found))
     return FingerprintMismatchError(
-        f"sample {index} of split {split!r} is not what the teacher saw: fingerprint in the cache "
-        f"{stored:016x}, of this sample {found:016x}.\n{causes}\n"
-        "No optimiser step has used it. Restore the dataset and its transforms, or dump again "
-        "into a new cache."
+        f"sample {index} of split {joined.view.manifest.split!r} is not what the teacher saw: "
+        f"fingerprint in the cache {stored:016x}, of this sample {joined.source(sample):016x}.\n"
+        f"{_listed(joined, index, sample)}\n"
+        f"No optimiser step has used it. {_REMEDY}"
     )
 
 
-def _causes(joined: CachedDataset, index: int, found: int) -> list[str]:
-    again = joined.source(sources.fetch(joined.dataset, [index])[0])
-    if again != found:
+def missing_error(joined: CachedDataset, index: int, sample: Any) -> AlignmentError:
+    """The error for a sample whose key (its content, or a field of it) was never dumped."""
+    manifest = joined.view.manifest
+    return AlignmentError(
+        f"sample {index} is not in split {manifest.split!r} of {joined.view.cache}: its key, by "
+        f"{manifest.key}, was never dumped.\n{_listed(joined, index, sample)}\n{_REMEDY}"
+    )
+
+
+def _listed(joined: CachedDataset, index: int, sample: Any) -> str:
+    return "\n".join(f"  - {cause}" for cause in _causes(joined, index, sample))
+
+
+def _causes(joined: CachedDataset, index: int, sample: Any) -> list[str]:
+    found = joined.source(sample)
+    if joined.source(sources.fetch(joined.dataset, [index])[0]) != found:
         return [_RANDOM]
-    causes = [*_elsewhere(joined, index), *_against_references(joined)]
-    return causes or ["the sample was edited, or its decoding or transform changed."]
+    # Only where keys are numbers do numbers of the dump and of this dataset mean the same.
+    by_number = joined.view.manifest.key == INDEX
+    moved = [*(_moved(joined, index) if by_number else []), *_in_other_split(joined, found)]
+    return [*(moved or [_EDITED]), *(_against_references(joined) if by_number else [])]
 
 
-def _elsewhere(joined: CachedDataset, index: int) -> list[str]:
+def _moved(joined: CachedDataset, index: int) -> list[str]:
     """Whether this sample, or one of those after it, stands at another place in the cache."""
     stored = joined.copy.column(FINGERPRINT)
     for number in range(index, min(index + _SEARCHED, len(joined.dataset))):
@@ -68,6 +89,22 @@ def _elsewhere(joined: CachedDataset, index: int) -> list[str]:
         rows = np.flatnonzero(stored == np.uint64(found))
         if rows.size and number not in rows:
             return [_MOVED.format(now=number, then=rows[0])]
+    return []
+
+
+def _in_other_split(joined: CachedDataset, found: int) -> list[str]:
+    """Whether another split of the cache has this very input."""
+    cache, own = open_cache(joined.view.cache), joined.view.manifest.split
+    for split in cache:
+        try:
+            commits = () if split == own else cache[split].commits
+            for commit in commits:
+                rows = cache[split].read_shard(commit)[FINGERPRINT]
+                if np.uint64(found) in rows:
+                    at = commit.start + int(np.flatnonzero(rows == np.uint64(found))[0])
+                    return [f"the teacher saw it as sample {at} of split {split!r}: wrong split."]
+        except CacheError:  # it is being dumped, or damaged: no help here
+            continue
     return []
 
 
@@ -79,9 +116,8 @@ def _against_references(joined: CachedDataset) -> list[str]:
         if type(number) is not int or not 0 <= number < len(joined.dataset):
             continue
         try:
-            sample = sources.fetch(joined.dataset, [number])[0]
+            content = joined.source.content(sources.fetch(joined.dataset, [number])[0])
+            lines.append(f"reference sample {number}: {compare(reference, content)}")
         except (KdcacheError, IndexError, KeyError, OSError):
             continue
-        content = joined.source.content(sample)
-        lines.append(f"reference sample {number}: {compare(reference, content)}")
     return lines[:_LISTED]

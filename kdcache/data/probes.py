@@ -7,7 +7,7 @@ collate that reorders or drops, classes in another order, labels that belong to 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from kdcache.data.batch import Mapped, Selected
 from kdcache.data.fingerprint import fingerprint
-from kdcache.data.join import IGNORE_INDEX, CachedDataset, JoinedBatch
+from kdcache.data.join import CachedDataset, JoinedBatch
+from kdcache.data.labels import label_nats, target_labels
 from kdcache.errors import AlignmentError, MismatchError
 
 NUM_PROBES = 1024
 _BATCH = 32
+_REPEATED, _REPEATS = 4, 8
 _CANARY_SIGMAS = 6.0
 _CANARY_NATS = 0.05
 
@@ -33,19 +35,23 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def check_repeatable(
-    draw: Callable[[int], Any], indices: Sequence[int], describe: Callable[[Any], int]
+    numbers: Sequence[int],
+    drawn: Sequence[Any],
+    again: Sequence[Any],
+    describe: Callable[[Any], int],
 ) -> None:
     """Raise AlignmentError where a sample, drawn twice, differs.
 
     Args:
-        draw: from a number to a sample.
-        indices: samples to try.
+        numbers: of the samples.
+        drawn: the samples.
+        again: the same, drawn a second time.
         describe: the fingerprint.
     """
-    for index in indices:
-        if describe(draw(index)) != describe(draw(index)):
+    for number, first, second in zip(numbers, drawn, again, strict=True):
+        if describe(first) != describe(second):
             raise AlignmentError(
-                f"the dataset is random: sample {index}, drawn twice, differs. A cached target is "
+                f"the dataset is random: sample {number}, drawn twice, differs. A cached target is "
                 "valid only for the input that the teacher saw. Remove the random augmentation for "
                 "the dump and for the students."
             )
@@ -56,41 +62,44 @@ def check_collate(
 ) -> None:
     """Raise AlignmentError where a collate function is random, reorders, drops or crops.
 
-    The same samples are collated twice, and once in another order: rows must follow their samples.
+    A few samples are collated several times over, all of them once in another order: rows must
+    follow their samples.
 
     Args:
         samples: some samples of the dataset.
         collate_fn: the user's.
         mapping: the resolved batch mapping.
     """
-    if len(samples) < 2:
-        return
-    first = _leaves(mapping.select(collate_fn(list(samples))))
-    second = _leaves(mapping.select(collate_fn(list(samples))))
-    if fingerprint(first) != fingerprint(second):
+
+    def collated(order: Iterable[int]) -> list[Tensor]:
+        return _leaves(mapping.select(collate_fn([samples[number] for number in order])))
+
+    few = range(min(len(samples), _REPEATED))
+    if len({fingerprint(collated(few)) for _ in range(_REPEATS)}) > 1:
         raise AlignmentError(
             "collate_fn is random: the same samples, collated twice, differ. The check of what the "
             "teacher saw is made before collation and cannot see this; make collation deterministic"
             " and move randomness into the dataset."
         )
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
-    permuted = _leaves(mapping.select(collate_fn([samples[i] for i in order])))
-    for before, after in zip(first, permuted, strict=True):
-        if len(before) != len(samples) or len(after) != len(samples):
-            raise AlignmentError(
-                f"collate_fn made {len(before)} rows of {len(samples)} samples. Targets cannot be "
-                "paired with them; return one row for each sample, in their order."
-            )
-        wanted = before[order]
-        if wanted.shape != after.shape or not torch.equal(
-            wanted.nan_to_num() if wanted.is_floating_point() else wanted,
-            after.nan_to_num() if after.is_floating_point() else after,
-        ):
-            raise AlignmentError(
-                "collate_fn reorders its samples: the same samples in another order gave rows that "
-                "do not follow them (sorting by length does this). Targets are paired by order "
-                "within a batch; sort in the sampler, or not at all."
-            )
+    first, permuted = collated(range(len(samples))), collated(order)
+    rows = {len(leaf) for leaf in (*first, *permuted)}
+    if rows - {len(samples)} or len(first) != len(permuted):
+        raise AlignmentError(
+            f"collate_fn made {sorted(rows)} rows of {len(samples)} samples. Targets cannot be "
+            "paired with them; return one row for each sample, in their order."
+        )
+    if any(not _same(a[order], b) for a, b in zip(first, permuted, strict=True)):
+        raise AlignmentError(
+            "collate_fn reorders its samples: the same samples in another order gave rows that "
+            "do not follow them (sorting by length does this). Targets are paired by order "
+            "within a batch; sort in the sampler, or not at all."
+        )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal in shape and content, where NaN equals NaN."""
+    return a.shape == b.shape and fingerprint(a) == fingerprint(b)
 
 
 def _leaves(selected: Selected) -> list[Tensor]:
@@ -126,14 +135,14 @@ def check_join(joined: CachedDataset, class_names: Sequence[str] = ()) -> None:
     manifest = joined.view.manifest
     if class_names and manifest.class_names:
         _check_class_names(manifest.class_names, tuple(class_names))
+    samples = joined.__getitems__(spread(len(joined), _BATCH)).samples
+    first = joined.mapping.resolve(joined.user_collate(samples))
+    check_collate(samples, joined.user_collate, first)
     probes = spread(len(joined), NUM_PROBES)
     cross_entropies: list[Tensor] = []
     for start in range(0, len(probes), _BATCH):
         part = joined.__getitems__(probes[start : start + _BATCH])
-        if start == 0:
-            first = joined._user_collate(part.samples)
-            check_collate(part.samples, joined._user_collate, joined.mapping.resolve(first))
-        cross_entropies.append(_cross_entropy(joined, joined.collate_fn(part)))
+        cross_entropies.append(_cross_entropies(joined, joined.collate_fn(part)))
     _check_canary(joined, torch.cat(cross_entropies))
 
 
@@ -152,26 +161,21 @@ def _check_class_names(cache: tuple[str, ...], run: tuple[str, ...]) -> None:
     )
 
 
-def _cross_entropy(joined: CachedDataset, batch: JoinedBatch) -> Tensor:
-    """The teacher's cross-entropy on each labelled position of a joined batch."""
-    labels = joined.mapping.resolve(batch.batch).select(batch.batch).labels
-    rows = int(batch.targets.num_positions.sum())
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.numel() != rows:
-        return torch.zeros(0)
-    log_p = batch.targets.label_log_p(labels.reshape(-1))
-    return -log_p[labels.reshape(-1) != IGNORE_INDEX]
+def _cross_entropies(joined: CachedDataset, batch: JoinedBatch) -> Tensor:
+    labels = target_labels(joined.mapping.resolve(batch.batch).select(batch.batch), batch.targets)
+    return torch.zeros(0) if labels is None else label_nats(batch.targets, labels)
 
 
 def _check_canary(joined: CachedDataset, now: Tensor) -> None:
-    """Hold the teacher's cross-entropy on this run's labels against the value at the dump."""
-    total = {"labelled": 0.0, "cross_entropy": 0.0, "cross_entropy_squared": 0.0}
+    """Hold the targets' cross-entropy on this run's labels against the value at the dump."""
+    total = dict.fromkeys(("labelled", "stored_cross_entropy", "stored_cross_entropy_squared"), 0.0)
     for commit in joined.view.commits:
         for name in total:
             total[name] += commit.statistics.get(name, 0.0)
     if not total["labelled"] or not len(now):
         return
-    mean = total["cross_entropy"] / total["labelled"]
-    variance = max(0.0, total["cross_entropy_squared"] / total["labelled"] - mean**2)
+    mean = total["stored_cross_entropy"] / total["labelled"]
+    variance = max(0.0, total["stored_cross_entropy_squared"] / total["labelled"] - mean**2)
     allowed = _CANARY_SIGMAS * math.sqrt(variance / len(now)) + _CANARY_NATS * (1 + mean)
     found = float(now.mean())
     if found - mean > allowed:

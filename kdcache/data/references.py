@@ -21,9 +21,14 @@ def _arrays(value: Any) -> list[tuple[np.ndarray[Any, Any], str]]:
     found = array_of(value)
     if found is not None:
         return [found]
+    if isinstance(value, str | bytes):
+        content = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        return [(np.frombuffer(content, np.uint8), type(value).__name__)]
+    if isinstance(value, list | tuple) and all(isinstance(n, int | float) for n in value):
+        return [(np.asarray(value, np.float64), "numbers")]  # such as token ids
     if isinstance(value, Mapping):
         return [array for key in sorted(value, key=str) for array in _arrays(value[key])]
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence):
         return [array for item in value for array in _arrays(item)]
     return []
 
@@ -51,6 +56,8 @@ def compare(reference: Mapping[str, Any], content: Any) -> str:
     then = reference.get("arrays")
     if not isinstance(then, list) or len(then) != len(now):
         return "another number of arrays"
+    if not now:
+        return "no values to compare"
     farthest = 0.0
     for old, new in zip(then, now, strict=True):
         for what in ("dtype", "shape"):
@@ -59,4 +66,8 @@ def compare(reference: Mapping[str, Any], content: Any) -> str:
         pair = np.asarray(old.get("values", []), float), np.asarray(new["values"], float)
         if pair[0].shape == pair[1].shape and pair[0].size:
             farthest = max(farthest, float(np.abs(pair[0] - pair[1]).max()))
-    return f"values differ by up to {farthest:.3g}" if farthest else "no difference at the probes"
+    return (
+        f"values differ by up to {farthest:.3g}"
+        if farthest
+        else "no difference in what was recorded"
+    )

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from kdcache.errors import DataError, UsageError
+from kdcache.errors import AlignmentError, DataError, UsageError
 
 TRAIN = "train"
 VALIDATION = "val"
@@ -88,6 +88,8 @@ def _from(data: Any, names: Sequence[str]) -> Any:
 
 def class_names(data: Any, dataset: Any) -> tuple[str, ...]:
     """Names of the classes in order: ``class_names`` or ``classes`` of the data or its dataset."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
     for holder in (data, dataset):
         for name in ("class_names", "classes"):
             found = getattr(holder, name, None)
@@ -97,17 +99,21 @@ def class_names(data: Any, dataset: Any) -> tuple[str, ...]:
 
 
 def check_map_style(loader: Loader) -> None:
-    """Raise DataError for a loader whose samples cannot be asked for by key."""
-    dataset = loader.dataset
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise DataError(
-            f"{type(dataset).__name__} is a stream: its samples cannot be asked for by key, which "
-            "is not supported yet. Give a map-style dataset (__getitem__ and __len__)."
-        )
+    """Raise DataError for a loader whose samples cannot be asked for by number."""
+    check_numbered(loader.dataset)
     if loader.batch_size is None and loader.batch_sampler is None:
         raise DataError(
             "a DataLoader with batch_size=None gives batches that the dataset made; kdcache joins "
             "targets sample by sample. Let the DataLoader form the batches."
+        )
+
+
+def check_numbered(dataset: Any) -> None:
+    """Raise DataError for a dataset whose samples cannot be asked for by number."""
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"{type(dataset).__name__} is a stream: its samples cannot be asked for by number, "
+            "which is not supported yet. Give a map-style dataset (__getitem__ and __len__)."
         )
 
 
@@ -136,7 +142,7 @@ def with_dataset(
 
     Batch size, sampler or batch sampler, workers and all other settings are kept.
     """
-    options = worker_options(loader)
+    options = {**worker_options(loader), "in_order": loader.in_order}
     if loader.batch_size is None:
         options["batch_sampler"] = loader.batch_sampler
     else:
@@ -149,7 +155,17 @@ def with_dataset(
 
 
 def fetch(dataset: Any, indices: Sequence[int]) -> list[Any]:
-    """Samples of a map-style dataset, by its own batched fetch where it has one."""
-    if hasattr(dataset, "__getitems__"):
-        return list(dataset.__getitems__(list(indices)))
-    return [dataset[index] for index in indices]
+    """Samples of a map-style dataset, by its own batched fetch where it has one.
+
+    Raises:
+        AlignmentError: it returned another number of samples.
+    """
+    if not hasattr(dataset, "__getitems__"):
+        return [dataset[index] for index in indices]
+    samples = list(dataset.__getitems__(list(indices)))
+    if len(samples) != len(indices):
+        raise AlignmentError(
+            f"{type(dataset).__name__}.__getitems__ returned {len(samples)} samples when asked for "
+            f"{len(indices)}. Targets cannot be paired with them."
+        )
+    return samples

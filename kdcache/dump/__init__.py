@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from kdcache.codecs import Codec, DenseCodec
 from kdcache.data import sources
@@ -27,7 +28,7 @@ __all__ = ["DumpJob", "dump_teacher", "run_job"]
 
 def dump_teacher(
     teacher: nn.Module | Callable[[], nn.Module],
-    data: sources.Loader | Mapping[str, sources.Loader],
+    data: Any,
     cache: str | Path,
     *,
     codec: Codec | None = None,
@@ -51,7 +52,8 @@ def dump_teacher(
         teacher: a module that returns raw logits (temperature 1) as a tensor, a tuple, a dict
             with "logits" or an object with ``.logits``; or a function that makes it, called only
             where something is missing. It is put into eval mode and frozen.
-        data: a DataLoader (split ``train``), or split name -> DataLoader. Their datasets,
+        data: a DataLoader (split ``train``), split name -> DataLoader, or an object with training
+            and validation loaders (see :func:`kdcache.data.sources.loaders`). Their datasets,
             collate functions, batch sizes and workers are used; their order is not.
         cache: folder of the teacher cache; made if it is missing.
         codec: how logits are stored; ``DenseCodec()`` (float16 and offset) if None.
@@ -77,10 +79,9 @@ def dump_teacher(
         DataError: logits with NaN or +inf, labels out of range; names the sample.
         AlignmentError: a random dataset, a collate function that reorders or drops.
     """
-    named = data if isinstance(data, Mapping) else {sources.TRAIN: data}
     job = DumpJob(
         teacher=teacher,
-        loaders=dict(named),
+        loaders=_loaders(data),
         cache=Path(cache),
         codec=codec or DenseCodec(),
         mapping=parse_mapping(batch, "teacher"),
@@ -93,6 +94,16 @@ def dump_teacher(
         progress=progress,
     )
     return run_job(functools.partial(dataclasses.replace, job), devices=devices, part=part)
+
+
+def _loaders(data: Any) -> dict[str, sources.Loader]:
+    if isinstance(data, Mapping):
+        return dict(data)
+    if isinstance(data, DataLoader):
+        return {sources.TRAIN: data}
+    sources.prepare(data)
+    train, validation = sources.loaders(data)
+    return {sources.TRAIN: train, **validation}
 
 
 def run_job(make_job: Callable[[], DumpJob], *, devices: int = 1, part: str | None = None) -> Cache:

@@ -17,7 +17,6 @@ from kdcache.columns import FINGERPRINT, KEY, Array
 from kdcache.data import sources
 from kdcache.data.fingerprint import FingerprintSource
 from kdcache.data.keys import field_key, is_stored
-from kdcache.errors import AlignmentError
 from kdcache.store import Manifest
 
 
@@ -64,15 +63,19 @@ class KeyedDataset(Dataset[Any]):
     def __getitems__(self, indices: Sequence[int]) -> KeyedBatch:
         """Fetch, fingerprint and collate one batch (PyTorch's batched fetch)."""
         samples = sources.fetch(self.dataset, indices)
-        if len(samples) != len(indices):
-            raise AlignmentError(
-                f"the dataset returned {len(samples)} samples when asked for {len(indices)}."
-            )
-        identity = {FINGERPRINT: np.asarray([self._source(s) for s in samples], np.uint64)}
+        return KeyedBatch(
+            samples=tuple(indices),
+            identity=self.identity(samples),
+            batch=self._collate(samples),
+        )
+
+    def identity(self, samples: Sequence[Any]) -> dict[str, Array]:
+        """Column name -> (B,) uint64: fingerprints, and keys where they are stored."""
+        found = {FINGERPRINT: np.asarray([self._source(s) for s in samples], np.uint64)}
         if is_stored(self._key):
             keys = [field_key(self._key, sample) for sample in samples]
-            identity[KEY] = np.asarray(keys, np.uint64)
-        return KeyedBatch(samples=tuple(indices), identity=identity, batch=self._collate(samples))
+            found[KEY] = np.asarray(keys, np.uint64)
+        return found
 
     def __getitem__(self, index: int) -> KeyedBatch:
         """A batch of one."""

@@ -9,22 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import DataLoader
 
-from kdcache.codecs import Codec, DenseCodec
-from kdcache.columns import KEY, Array
+from kdcache.codecs import Codec, DenseCodec, codec_settings
 from kdcache.data import sources
 from kdcache.data.batch import BatchMapping, Mapped
-from kdcache.data.forward import FlatOutput
-from kdcache.data.join import check_labels
 from kdcache.data.keys import INDEX, check_key_source
-from kdcache.dump.keyed import KeyedBatch, KeyedDataset, keyed_loader, shard_batches
-from kdcache.dump.plan import SplitPlan, encoded_batch, plan_split
+from kdcache.dump.encoding import check_rows, encode
+from kdcache.dump.keyed import KeyedDataset, keyed_loader, shard_batches
+from kdcache.dump.plan import SplitPlan, plan_split
 from kdcache.dump.progress import DumpProgress
 from kdcache.dump.replica import Replica
-from kdcache.dump.shard_writer import EncodedBatch, ShardWriter
+from kdcache.dump.shard_writer import ShardWriter
+from kdcache.dump.split_data import SplitData, choose_source
 from kdcache.dump.teacher import TeacherForward, weights_digest
 from kdcache.errors import CacheMissingError, UsageError
 from kdcache.store import Cache, View, ViewWriter, check_cache_path, open_cache
@@ -53,6 +51,11 @@ class DumpJob:
         check_key_source(self.key)
         if not self.loaders:
             raise UsageError("there is no split to dump: give at least a training loader.")
+        other = next((k for k, v in self.loaders.items() if not isinstance(v, DataLoader)), None)
+        if other is not None:
+            raise UsageError(
+                f"split {other!r} is a {type(self.loaders[other]).__name__}, not a DataLoader."
+            )
         if self.samples_per_shard is not None and self.samples_per_shard < 1:
             raise UsageError(f"samples_per_shard is at least 1, not {self.samples_per_shard}.")
 
@@ -73,33 +76,69 @@ def run(job: DumpJob, replica: Replica) -> Cache:
     """
     check_cache_path(job.cache)
     if not isinstance(job.teacher, nn.Module) and is_complete(job.cache, tuple(job.loaders)):
+        for split in job.loaders:
+            check_unchanged(job, split)
         log.info("%s is complete: the teacher is not needed", job.cache)
         return open_cache(job.cache)
-    teacher = job.teacher if isinstance(job.teacher, nn.Module) else job.teacher()
-    weights = weights_digest(teacher)
-    for split in job.loaders:
-        _dump_split(job, split, teacher=teacher, weights=weights, replica=replica)
-    return open_cache(job.cache)
-
-
-def _dump_split(
-    job: DumpJob, split: str, *, teacher: nn.Module, weights: str, replica: Replica
-) -> None:
-    loader = job.loaders[split]
     forward = TeacherForward(
-        teacher,
+        job.teacher if isinstance(job.teacher, nn.Module) else job.teacher(),
         job.mapping,
         accelerator=job.accelerator,
         precision=job.precision,
         device=replica.device,
     )
+    weights = weights_digest(forward.module)
+    for split in job.loaders:
+        _dump_split(job, split, forward=forward.for_split(), weights=weights, replica=replica)
+    return open_cache(job.cache)
+
+
+def check_unchanged(job: DumpJob, split: str) -> None:
+    """Hold a split that is there against all that can be known of a job without its teacher.
+
+    Raises:
+        MismatchError: field by field.
+    """
+    found = open_cache(job.cache)[split].manifest
+    data = SplitData.of(split, job.loaders[split])
+    mapping = job.mapping.resolve(data.batch)
+    source = choose_source(job.fingerprint, mapping, data.first[0], data.batch)
+    # Whether an inferred mask counts, only the teacher's output told.
+    batch, stored = mapping.describe(), found.identity.get("batch", "")
+    if isinstance(mapping, BatchMapping) and mapping.mask_inferred:
+        without_mask = dataclasses.replace(mapping, mask=None).describe()
+        batch = stored if stored == without_mask else batch
+    wanted = dataclasses.replace(
+        found,
+        num_samples=data.num_samples,
+        batch_size=data.batch_size,
+        codec=codec_settings(job.codec),
+        key=job.key,
+        fingerprint=source.to_json(),
+        identity={
+            **found.identity,
+            **data.identity(source, _class_names(job, split)),
+            "batch": batch,
+            "precision": job.precision,
+        },
+    )
+    ViewWriter.create(job.cache, wanted)  # compares, as for a dump that goes on
+
+
+def _class_names(job: DumpJob, split: str) -> Sequence[str]:
+    return job.class_names or sources.class_names(None, job.loaders[split].dataset)
+
+
+def _dump_split(
+    job: DumpJob, split: str, *, forward: TeacherForward, weights: str, replica: Replica
+) -> None:
+    loader = job.loaders[split]
     plan = plan_split(
         split=split,
-        loader=loader,
-        teacher=teacher,
+        data=SplitData.of(split, loader),
         forward=forward,
         codec=job.codec,
-        class_names=job.class_names or sources.class_names(None, loader.dataset),
+        class_names=_class_names(job, split),
         key=job.key,
         fingerprinted=job.fingerprint,
         samples_per_shard=job.samples_per_shard,
@@ -108,10 +147,9 @@ def _dump_split(
     )
     writer = ViewWriter.create(job.cache, plan.manifest, plan.codec.tables())
     tables = View(cache=job.cache, folder=writer.folder).read_tables()
-    codec = plan.codec.with_tables(tables)
     owned = replica.owned(writer.pending())
     if owned:
-        plan = dataclasses.replace(plan, codec=codec)
+        plan = dataclasses.replace(plan, codec=plan.codec.with_tables(tables))
         _dump_shards(job, loader, forward=forward, plan=plan, writer=writer, shards=owned)
     else:
         log.info("%s: every shard of split %r is there; reused", job.cache, split)
@@ -135,38 +173,16 @@ def _dump_shards(
     position_bytes = sum(column.row_bytes for column in codec.columns(manifest.num_classes))
     total = sum(len(samples) for _, samples in batches)
     title = f"teacher -> {manifest.split}"
+    fetched = iter(source)  # before any thread: its workers may be forked
     with (
         DumpProgress(title, total, position_bytes, shown=job.progress) as progress,
         ShardWriter(writer, progress.committed) as shard_writer,
     ):
-        for (shard, samples), keyed in zip(batches, source, strict=True):
+        for (shard, samples), keyed in zip(batches, fetched, strict=True):
             output = forward(keyed.batch)
-            labels = forward.mapping.select(keyed.batch).labels
-            if labels is not None:
-                check_labels(labels, manifest.num_classes, samples)
+            check_rows(output, forward.mapping.select(keyed.batch), samples, manifest.num_classes)
             ends_shard = samples[-1] + 1 == manifest.shard_range(shard)[1]
-            shard_writer.put(_encode(codec, shard, keyed, output, ends_shard=ends_shard))
+            shard_writer.put(
+                encode(codec, shard, keyed, output, key=manifest.key, ends_shard=ends_shard)
+            )
             progress.advance(len(samples))
-
-
-@torch.inference_mode()
-def _encode(
-    codec: Codec, shard: int, keyed: KeyedBatch, output: FlatOutput, *, ends_shard: bool
-) -> EncodedBatch:
-    """Encode one batch on the device that holds its logits."""
-    keys = keyed.identity.get(KEY, np.asarray(keyed.samples, np.uint64))
-    tensors = codec.encode(output.logits, _draws(keys, output))
-    identity = keyed.identity
-    return encoded_batch(shard, keyed.samples, output, tensors, identity, ends_shard=ends_shard)
-
-
-def _draws(keys: Array, output: FlatOutput) -> Tensor:
-    """(P, 2) int64: the key of each position's sample, and its place within the sample."""
-    device, total = output.logits.device, len(output.logits)
-    counts = output.num_positions
-    owners = torch.from_numpy(keys.view(np.int64)).to(device)
-    first = counts.cumsum(0) - counts
-    both = torch.stack([owners, first], dim=-1)
-    repeated = both.repeat_interleave(counts, dim=0, output_size=total)
-    places = torch.arange(total, device=device) - repeated[:, 1]
-    return torch.stack([repeated[:, 0], places], dim=-1)

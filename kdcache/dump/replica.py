@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kdcache.errors import UsageError
 
-_PART = re.compile(r"(\d+)/(\d+)")
+_PART = re.compile(r"([0-9]+)/([0-9]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,12 @@ def replica_from(environment: Mapping[str, str], part: str | None = None) -> Rep
         return Replica(number=int(found[1]), count=int(found[2]))
     for names in (
         ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+        # Of the job step: in a batch script SLURM_NTASKS is set, too, though only one task runs.
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ):
         number, count, device = (environment.get(name, "") for name in names)
-        if number.isdigit() and count.isdigit() and int(count) > 1:
-            local = int(device) if device.isdigit() else 0
+        if number.isdecimal() and count.isdecimal() and int(count) > 1:
+            local = int(device) if device.isdecimal() else 0
             return Replica(number=int(number), count=int(count), device=local)
     return Replica()
 

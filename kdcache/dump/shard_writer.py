@@ -6,60 +6,19 @@ whole shards that are in the queue are written also when the loop itself fails.
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from kdcache.columns import Array
+from kdcache.dump.encoding import EncodedBatch, check_valid
 from kdcache.dump.statistics import as_mapping
-from kdcache.errors import DataError
 from kdcache.store import ViewWriter
 
 _QUEUED_BATCHES = 8
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EncodedBatch:
-    """What the loop hands over.
-
-    Attributes:
-        shard: the shard that these samples belong to.
-        samples: their numbers, ascending.
-        tensors: column name -> rows on any device.
-        arrays: column name -> rows that never were on a device.
-        invalid: (P,) bool, logits that are NaN or +inf, or a row without a finite one.
-        num_positions: (B,) int64.
-        statistics: (6,) float64.
-        ends_shard: whether the shard is whole with this batch.
-    """
-
-    shard: int
-    samples: tuple[int, ...]
-    tensors: Mapping[str, Tensor]
-    arrays: Mapping[str, Array]
-    invalid: Tensor
-    num_positions: Tensor
-    statistics: Tensor
-    ends_shard: bool
-
-
-def check_valid(batch: EncodedBatch) -> None:
-    """Raise DataError naming the first sample with a logit that no target should hold."""
-    invalid = batch.invalid.cpu().numpy()
-    if not invalid.any():
-        return
-    owner = np.repeat(batch.samples, batch.num_positions.cpu().numpy())
-    raise DataError(
-        f"the teacher's logits of sample {owner[invalid][0]} are NaN, +inf, or all -inf "
-        f"({int(invalid.sum())} positions in this batch). Shards that were finished stay; this one "
-        "was not written. Mend the teacher or the sample (a lower precision overflows), then run "
-        "the same command again."
-    )
 
 
 class ShardWriter:
@@ -109,16 +68,21 @@ class ShardWriter:
                 self._error = error
 
     def _add(self, batch: EncodedBatch) -> None:
-        check_valid(batch)
-        self._parts.append(batch)
+        check_valid(batch.invalid, batch.num_positions, batch.samples)
+        self._parts.append(_from_device(batch))
         if not batch.ends_shard:
             return
         parts, self._parts = self._parts, []
         columns = {
-            name: np.concatenate([part.tensors[name].cpu().numpy() for part in parts])
+            name: np.concatenate([part.tensors[name].numpy() for part in parts])
             for name in batch.tensors
         } | {name: np.concatenate([part.arrays[name] for part in parts]) for name in batch.arrays}
-        sums = torch.stack([part.statistics.cpu() for part in parts]).sum(dim=0)
-        statistics = as_mapping(sums)
+        statistics = as_mapping(torch.stack([part.statistics for part in parts]).sum(dim=0))
         self._writer.write_shard(batch.shard, columns, statistics)
         self._on_shard(batch.shard, statistics)
+
+
+def _from_device(batch: EncodedBatch) -> EncodedBatch:
+    """The batch in main memory, so that a shard's beginning does not wait on the device."""
+    tensors = {name: rows.cpu() for name, rows in batch.tensors.items()}
+    return dataclasses.replace(batch, tensors=tensors, statistics=batch.statistics.cpu())

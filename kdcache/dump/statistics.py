@@ -1,7 +1,7 @@
 """Sums over a batch's positions that a commit records: what the teacher is like, label by label.
 
-They cost one log-softmax a batch and feed the progress bar, ``inspect`` and the start-up check
-that compares the teacher's cross-entropy on the student's labels.
+They feed the progress bar, ``inspect``, and the start-up check that compares the targets'
+cross-entropy on the student's labels with the one at the dump.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kdcache.data.join import IGNORE_INDEX
+from kdcache.data.labels import MAX_NATS, label_nats
+from kdcache.losses.labels import IGNORE_INDEX
+from kdcache.targets import SoftTargets
 
 NAMES = (
     "positions",
@@ -19,35 +21,38 @@ NAMES = (
     "labelled",
     "correct",
     "cross_entropy",
-    "cross_entropy_squared",
+    "stored_cross_entropy",
+    "stored_cross_entropy_squared",
 )
 
 
-def batch_statistics(logits: Tensor, labels: Tensor | None) -> Tensor:
+def batch_statistics(logits: Tensor, labels: Tensor | None, targets: SoftTargets) -> Tensor:
     """Sums over one batch, on the logits' device.
 
     Args:
         logits: (P, C) float32.
-        labels: (P,) int64 with -100 for none, or None.
+        labels: (P,) int64, 0 to C - 1, or -100 for none; None where nothing is labelled.
+        targets: the same positions, as a student will read them.
 
     Returns:
-        (6,) float64 in the order of ``NAMES``: positions, entropy in nats, labelled positions,
-        those whose top class is the label, cross-entropy in nats and its square.
+        (7,) float64 in the order of ``NAMES``: positions, entropy in nats, labelled positions,
+        those whose top class is the label, the logits' cross-entropy in nats, and that of the
+        stored targets, with its square.
     """
     log_p = logits.log_softmax(dim=-1)
-    entropy = -torch.special.xlogy(log_p.exp(), log_p.exp()).sum(dtype=torch.float64)
-    sums = [logits.new_tensor(len(logits), dtype=torch.float64), entropy]
+    entropy = torch.special.entr(log_p.exp()).sum(dtype=torch.float64)
+    positions = torch.full_like(entropy, len(logits))
     if labels is None:
-        return torch.stack([*sums, *[torch.zeros_like(entropy)] * 4])
-    known = (labels != IGNORE_INDEX) & (labels >= 0) & (labels < logits.shape[-1])
-    taken = log_p.gather(-1, labels.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
-    cross_entropy = torch.where(known, -taken, 0.0).double()
-    correct = (log_p.argmax(dim=-1) == labels) & known
-    counts = [known.sum(dtype=torch.float64), correct.sum(dtype=torch.float64)]
-    return torch.stack([*sums, *counts, cross_entropy.sum(), cross_entropy.square().sum()])
+        return torch.stack([positions, entropy, *[torch.zeros_like(entropy)] * 5])
+    known = labels != IGNORE_INDEX
+    taken = log_p.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    cross_entropy = torch.where(known, -taken.clamp(min=-MAX_NATS), 0.0)
+    correct = (logits.argmax(dim=-1) == labels) & known
+    stored = label_nats(targets, labels)
+    sums = [known, correct, cross_entropy, stored, stored.square()]
+    return torch.stack([positions, entropy, *(part.sum(dtype=torch.float64) for part in sums)])
 
 
 def as_mapping(sums: Tensor) -> Mapping[str, float]:
-    """Named numbers for a commit; infinities (a masked class that is the label) become 1e30."""
-    values = torch.nan_to_num(sums, nan=0.0, posinf=1e30, neginf=-1e30).tolist()
-    return dict(zip(NAMES, values, strict=True))
+    """Named numbers for a commit."""
+    return dict(zip(NAMES, sums.tolist(), strict=True))

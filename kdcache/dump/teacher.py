@@ -6,6 +6,7 @@ under a distributed wrapper raises and there is nothing to synchronise.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -59,35 +60,46 @@ class TeacherForward:
         device: int = 0,
     ) -> None:
         on_cpu = accelerator == "cpu" or (accelerator == "auto" and not _has_accelerator())
-        devices: Any = 1 if on_cpu else [device]
+        devices: Any = 1 if on_cpu else [_visible(device)]
         try:
-            self._fabric = Fabric(
-                accelerator=accelerator,
-                devices=devices,
-                precision=precision,
-            )
+            self._fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
         except (ValueError, RuntimeError) as error:
             raise UsageError(
                 f"dump.accelerator {accelerator!r} with precision {precision!r} cannot be used "
                 f"here: {error}"
             ) from error
-        self.mapping = mapping
         teacher.eval().requires_grad_(False)
         spans_devices = len({parameter.device for parameter in teacher.parameters()}) > 1
         module = teacher if spans_devices else teacher.to(self._fabric.device)
-        if precision.endswith("-true"):
-            module = self._fabric._precision.convert_module(module)
-        self._module = module
+        self._converts = precision.endswith("-true")
+        self.module = self._fabric._precision.convert_module(module) if self._converts else module
+        self._given = self.mapping = mapping
+
+    def for_split(self) -> TeacherForward:
+        """The same teacher, to infer the batch mapping of another split."""
+        other = copy.copy(self)
+        other.mapping = self._given
+        return other
 
     @torch.inference_mode()
     def __call__(self, batch: Any) -> FlatOutput:
         """Logits of one batch, (P, C) float32, flat over its valid positions, on the device."""
         batch = self._fabric.to_device(batch)
         with self._fabric.autocast():
-            output = forward(self._module, self.mapping, batch)
+            output = forward(self._run, self.mapping, batch)
         self.mapping = output.mapping
         return dataclasses.replace(output, logits=output.logits.float())
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        if self._converts:  # inputs, too: a module of bfloat16 takes no float32
+            args, kwargs = self._fabric._precision.convert_input((args, kwargs))
+        return self.module(*args, **kwargs)
 
 
 def _has_accelerator() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def _visible(device: int) -> int:
+    """A local rank as a device number: a job may see fewer devices than there are ranks."""
+    return device % max(1, torch.cuda.device_count())

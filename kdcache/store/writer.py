@@ -5,6 +5,7 @@ Writers share nothing and take no locks: whoever commits a shard first has writt
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping
@@ -91,8 +92,10 @@ class ViewWriter:
             write_group(view.parent, {})
             write_tables(cache, tables or {})
             write_group(view, {ATTRIBUTE: manifest.to_json()})
-            for folder in (view, view.parent, cache, cache.parent):
+            for folder in (view, view.parent, cache):
                 fsync_folder(folder)
+            with contextlib.suppress(PermissionError):  # a folder that may be entered, not listed
+                fsync_folder(cache.parent)
         found = read_manifest(view)
         check_same(found, manifest, view)
         return cls(view, found)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS
-from kdcache.store import View, open_cache
+from kdcache.store import Cache, View, open_cache
+from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER
 
 
 def inspect_cache(path: str | Path) -> dict[str, Any]:
@@ -16,20 +17,36 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
         path: folder of the teacher cache.
 
     Returns:
-        ``path`` and ``splits``: name -> samples, positions, classes, codec, shards, bytes (all
-        files that a reader needs, metadata and fingerprints included), bytes per sample and per
-        position, digest, the teacher's accuracy, cross-entropy and entropy in nats, identity.
+        ``path``; ``bytes`` of all files that a reader needs, metadata, fingerprints and tables
+        included (not the commit records of a complete split, which its index gathers, nor
+        abandoned attempts); ``splits``: name -> samples, positions, classes, codec, shards, bytes
+        of the split's own files, bytes per sample and per position, digest (None while
+        incomplete), the teacher's accuracy, cross-entropy and entropy in nats, identity.
 
     Raises:
         CacheMissingError, CacheCorruptedError: it is no cache, or its metadata are damaged.
     """
     cache = open_cache(path)
-    return {"path": str(cache.path), "splits": {name: _split(cache[name]) for name in cache}}
+    splits = {name: _split(cache[name]) for name in cache}
+    return {
+        "path": str(cache.path),
+        "bytes": _shared_bytes(cache) + sum(split["bytes"] for split in splits.values()),
+        "splits": splits,
+    }
+
+
+def _shared_bytes(cache: Cache) -> int:
+    """Bytes of what belongs to no single split's view: the groups above it, and tables."""
+    groups = [cache.path / GROUP_FILE, *(cache.path / split / GROUP_FILE for split in cache)]
+    tables = (cache.path / TABLES_FOLDER).rglob("*")
+    return sum(path.stat().st_size for path in (*groups, *tables) if path.is_file())
 
 
 def _split(view: View) -> dict[str, Any]:
     manifest = view.manifest
     samples = sum(commit.stop - commit.start for commit in view.commits)
+    counted = next((c.name for c in manifest.columns if c.per == "position"), None)
+    positions = sum(c.arrays[counted].rows for c in view.commits) if counted else samples
     sums: dict[str, float] = {}
     columns: dict[str, int] = {}
     for commit in view.commits:
@@ -37,7 +54,6 @@ def _split(view: View) -> dict[str, Any]:
             sums[name] = sums.get(name, 0.0) + value
         for name, array in commit.arrays.items():
             columns[name] = columns.get(name, 0) + array.stored_bytes
-    positions = int(sums.get("positions", 0))
     return {
         "complete": not view.pending,
         "digest": None if view.pending else view.digest,
@@ -65,10 +81,13 @@ def _split(view: View) -> dict[str, Any]:
 
 def _teacher(sums: dict[str, float]) -> dict[str, float]:
     """Means over positions of what the commits summed up."""
-    means: dict[str, float] = {}
-    if sums.get("positions"):
-        means["entropy"] = sums["entropy"] / sums["positions"]
-    if sums.get("labelled"):
-        means["accuracy"] = sums["correct"] / sums["labelled"]
-        means["cross_entropy"] = sums["cross_entropy"] / sums["labelled"]
-    return means
+    sources = {
+        "entropy": ("entropy", "positions"),
+        "accuracy": ("correct", "labelled"),
+        "cross_entropy": ("cross_entropy", "labelled"),
+    }
+    return {
+        name: sums[total] / sums[count]
+        for name, (total, count) in sources.items()
+        if total in sums and sums.get(count)
+    }

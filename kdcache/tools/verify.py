@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kdcache.columns import KEY, Array
 from kdcache.errors import CacheError
 from kdcache.store import View, open_cache
+from kdcache.store.commits import read_commits
+from kdcache.store.files import read_json
+from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER, attempt_folder, view_name
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,59 +44,120 @@ class Verification:
 def verify_cache(path: str | Path, *, progress: Progress | None = None) -> Verification:
     """Check every split of a cache: checksums, counts, commits, coverage.
 
+    Beside what kdcache reads itself, the ``zarr.json`` files that other Zarr readers need are
+    looked at: node, shape and data type. Commit records that the index has made unnecessary may
+    be absent, but not contradict it.
+
     Args:
         path: folder of the teacher cache.
         progress: called with (split, shards done, shards in all).
 
     Raises:
-        CacheMissingError: there is no cache.
+        CacheError: there is no cache, or what makes it one is damaged.
     """
     cache = open_cache(path)
-    problems: list[str] = []
-    shards = samples = 0
-    if not cache.splits:
-        problems.append(f"{path} has no split.")
+    check = _Check(progress)
     for split in cache:
         try:
-            found = _verify_view(cache[split], split, problems, progress)
+            check.split(split, cache[split])
         except CacheError as error:
-            problems.append(f"{split}: {error}")
-            continue
-        shards, samples = shards + found[0], samples + found[1]
-    return Verification(path=str(path), shards=shards, samples=samples, problems=tuple(problems))
+            check.problems.append(f"{split}: {error}")
+    for folder in sorted(cache.path.glob(f"*/{view_name(0)}")):
+        if folder.parent.name not in cache:
+            check.problems.append(f"{folder.parent.name}: {folder} has no manifest ({GROUP_FILE})")
+    if not cache.splits:
+        check.problems.append(f"{path} has no split: nothing was dumped into it.")
+    return Verification(
+        path=str(path),
+        shards=check.shards,
+        samples=check.samples,
+        problems=tuple(check.problems),
+    )
 
 
-def _verify_view(
-    view: View, split: str, problems: list[str], progress: Progress | None
-) -> tuple[int, int]:
-    manifest = view.manifest
-    view.read_tables()
-    missing = view.pending
-    if missing:
-        first, last = manifest.shard_range(missing[0])
-        problems.append(
-            f"{split}: {len(missing)} of {manifest.num_shards} shards are not there; the first "
-            f"is shard {missing[0]} (samples {first} to {last - 1})"
-        )
-    keys: list[Array] = []
-    sound = 0
-    for number, commit in enumerate(view.commits):
-        try:
-            columns = view.read_shard(commit)
-        except CacheError as error:
-            problems.append(
-                f"{split}: shard {commit.shard} (samples {commit.start} to {commit.stop - 1}): "
-                f"{error}"
+class _Check:
+    """What was read and found so far."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.shards = self.samples = 0
+        self.problems: list[str] = []
+        self._progress = progress
+
+    def split(self, split: str, view: View) -> None:
+        """Check one split; what keeps its shards from being found at all is raised."""
+        manifest = view.manifest
+        missing = view.pending
+        if missing:
+            first, last = manifest.shard_range(missing[0])
+            self.problems.append(
+                f"{split}: {len(missing)} of {manifest.num_shards} shards are not there; the first "
+                f"is shard {missing[0]} (samples {first} to {last - 1})"
             )
-        else:
-            sound += commit.stop - commit.start
-            if KEY in columns:
-                keys.append(columns[KEY])
-        if progress is not None:
-            progress(split, number + 1, len(view.commits))
-    if keys:
-        every = np.concatenate(keys)
+        self._records(split, view)
+        self._metadata(split, view)
+        try:
+            view.read_tables()
+        except CacheError as error:
+            self.problems.append(f"{split}: {error}")
+        keys = [columns[KEY] for columns in self._read(split, view) if KEY in columns]
+        every = np.concatenate(keys) if keys else np.zeros(0)
         repeated = len(every) - len(np.unique(every))
         if repeated:
-            problems.append(f"{split}: {repeated} keys stand there more than once")
-    return len(view.commits), sound
+            self.problems.append(f"{split}: {repeated} keys stand there more than once")
+
+    def _records(self, split: str, view: View) -> None:
+        """Commit records that the index has made unnecessary, but that contradict it."""
+        try:
+            records = {commit.shard: commit for commit in read_commits(view.folder, view.manifest)}
+        except CacheError as error:
+            self.problems.append(f"{split}: {error}")
+            return
+        for commit in view.commits:
+            if records.get(commit.shard, commit) != commit:
+                self.problems.append(
+                    f"{split}: the commit record of shard {commit.shard} is not what the index says"
+                )
+
+    def _metadata(self, split: str, view: View) -> None:
+        """What only other Zarr readers look at."""
+        expected: dict[Path, dict[str, Any]] = {view.cache / split: {"node_type": "group"}}
+        if view.manifest.tables:
+            expected[view.cache / TABLES_FOLDER] = {"node_type": "group"}
+        for commit in view.commits:
+            group = attempt_folder(view.folder, commit.shard, commit.attempt)
+            expected[group] = {"node_type": "group"}
+            for column in view.manifest.columns:
+                expected[group / column.name] = {
+                    "node_type": "array",
+                    "shape": [*column.shape, commit.arrays[column.name].rows],
+                    "data_type": column.dtype,
+                }
+        for folder, wanted in expected.items():
+            try:
+                found = read_json(folder / GROUP_FILE)
+            except (CacheError, OSError) as error:
+                self.problems.append(f"{split}: other Zarr readers cannot open {folder}: {error}")
+                continue
+            for name, value in wanted.items():
+                if found.get(name) != value:
+                    self.problems.append(
+                        f"{split}: {folder / GROUP_FILE} says {name} {found.get(name)!r}, the "
+                        f"commit {value!r}"
+                    )
+
+    def _read(self, split: str, view: View) -> Iterator[dict[str, Array]]:
+        """The columns of every sound shard."""
+        for number, commit in enumerate(view.commits, start=1):
+            self.shards += 1
+            try:
+                columns = view.read_shard(commit)
+            except CacheError as error:
+                self.problems.append(
+                    f"{split}: shard {commit.shard} (samples {commit.start} to {commit.stop - 1}): "
+                    f"{error}"
+                )
+            else:
+                self.samples += commit.stop - commit.start
+                yield columns
+            if self._progress is not None:
+                self._progress(split, number, len(view.commits))

@@ -5,24 +5,26 @@ It holds the student only. Neither the optimiser nor a checkpoint has ever seen 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from kdcache.data.batch import Mapped, parse_mapping
-from kdcache.data.forward import FlatOutput, forward
+from kdcache.data.forward import forward
 from kdcache.data.join import JoinedBatch
-from kdcache.errors import AlignmentError, UsageError
+from kdcache.errors import UsageError
 from kdcache.losses import LossSum, Objective
-from kdcache.targets import SoftTargets
-from kdcache.train.pipelines import RESULT, AccuracyPipeline, run_pipeline
+from kdcache.train.pipelines import RESULT, AccuracyPipeline, check_pipeline, run_pipeline
+from kdcache.train.positions import check_positions
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], Any]
+
+DEFAULT_LOSSES: Mapping[str, float] = {"kd_loss": 1.0}
+_TOTAL = "final_loss"
 
 
 class StudentModule(pl.LightningModule):
@@ -35,13 +37,23 @@ class StudentModule(pl.LightningModule):
         temperature: T > 0 of the losses on soft targets.
         batch: which leaves of the user's batch are the student's inputs, labels and mask.
         optimizer: from parameters to an optimiser; Adam with ``learning_rate`` if None.
-        scheduler: from the optimiser to a learning-rate schedule, stepped once an epoch.
+        scheduler: from the optimiser to a learning-rate schedule, stepped once an epoch;
+            ReduceLROnPlateau looks at what ``monitor`` names.
         learning_rate: of the default optimiser.
-        validation: name -> DataLoader of a validation set: the user's own batches, or joined.
+        validation: name -> DataLoader of a validation set: the user's own batches, or joined for
+            the built-in pipeline.
         pipelines: name -> inference pipeline; :class:`AccuracyPipeline` where none is given.
 
     Logs ``train_<loss>`` for every loss and ``train_final_loss``, and ``<set>_<number>`` for
     every number that a pipeline returns.
+
+    Attributes:
+        objective: losses, coefficients, temperature.
+        record: plain values that every checkpoint holds under ``kdcache``.
+        scores: set -> numbers of its last validation.
+
+    Raises:
+        UsageError: a loss, coefficient, temperature or pipeline is wrong.
     """
 
     def __init__(
@@ -59,10 +71,11 @@ class StudentModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.student = student
-        chosen = {"kd_loss": 1.0} if losses is None else losses
+        chosen = DEFAULT_LOSSES if losses is None else losses
         self.objective = Objective(losses=chosen, temperature=temperature)
         self.mapping = parse_mapping(batch, "student")
         self.record: dict[str, Any] = {}
+        self.scores: dict[str, dict[str, float]] = {}
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._learning_rate = learning_rate
@@ -74,15 +87,22 @@ class StudentModule(pl.LightningModule):
                 f"there is a pipeline for {unknown!r}, and no such validation set; the sets are "
                 f"{', '.join(self._validation) or 'none'}."
             )
+        for name, pipeline in given.items():
+            check_pipeline(pipeline, name)
         self._pipelines = {
             name: given.get(name, AccuracyPipeline(self.mapping)) for name in self._validation
         }
 
     @property
+    def has_validation(self) -> bool:
+        """Whether there is any validation set."""
+        return bool(self._validation)
+
+    @property
     def monitor(self) -> tuple[str, str]:
         """(logged name, "min" or "max") of what tells a better checkpoint."""
         if not self._validation:
-            return "train_final_loss", "min"
+            return f"train_{_TOTAL}", "min"
         first = next(iter(self._validation))
         return f"{first}_{RESULT}", getattr(self._pipelines[first], "mode", "max")
 
@@ -101,14 +121,18 @@ class StudentModule(pl.LightningModule):
         return total
 
     def _log_step(self, terms: Mapping[str, LossSum], total: Tensor, batch_size: int) -> None:
+        if _TOTAL in terms:
+            raise UsageError(
+                f"the student returned a loss called {_TOTAL!r}, the name under which the weighted "
+                "sum is logged. Return it under another name."
+            )
         values = {f"train_{name}": term.mean().detach() for name, term in terms.items()}
-        values["train_final_loss"] = total.detach()
-        self.log_dict(values, on_step=True, on_epoch=True, batch_size=batch_size)
+        values[f"train_{_TOTAL}"] = total.detach()
+        self.log_dict(values, on_step=True, on_epoch=True, batch_size=batch_size, sync_dist=True)
 
     def val_dataloader(self) -> Any:
         """One item a validation set: whole sets are scored by their pipelines."""
-        names: Any = list(self._validation)
-        return DataLoader(names, batch_size=1, collate_fn=_only)
+        return _Names(tuple(self._validation))
 
     def validation_step(self, batch: str, batch_idx: int) -> None:  # noqa: ARG002
         """Score the student on one whole validation set, through its pipeline."""
@@ -118,46 +142,54 @@ class StudentModule(pl.LightningModule):
                 "Trainer: each is scored as a whole by its inference pipeline."
             )
         results = run_pipeline(self._pipelines[batch], batch, self.student, self._validation[batch])
+        self.scores[batch] = results
         values = {f"{batch}_{name}": value for name, value in results.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """The given optimiser over the student's parameters, and its schedule."""
+        """The given optimiser over what of the student is trainable, and its schedule."""
         parameters = [p for p in self.student.parameters() if p.requires_grad]
+        if not parameters:
+            raise UsageError(
+                f"the student, {type(self.student).__name__}, has no parameter that requires a "
+                "gradient: there is nothing to train."
+            )
         if self._make_optimizer is None:
             optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=self._learning_rate)
         else:
             optimizer = self._make_optimizer(parameters)
         if self._make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+        scheduler = self._make_scheduler(optimizer)
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": self._on_plateau(scheduler)}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _on_plateau(self, scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau) -> dict[str, Any]:
+        name, mode = self.monitor
+        if scheduler.mode != mode:
+            raise UsageError(
+                f"ReduceLROnPlateau looks at {name}, where {mode} is better, and was made with "
+                f"mode {scheduler.mode!r}: it would lower the learning rate while the student "
+                f"improves. Set scheduler.mode to {mode}."
+            )
+        every = self.trainer.check_val_every_n_epoch if self._validation else 1
+        return {"scheduler": scheduler, "monitor": name, "frequency": every or 1}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down which cache the student was trained from."""
         checkpoint["kdcache"] = dict(self.record)
 
 
-def _only(names: list[str]) -> str:
-    return names[0]
+class _Names:
+    """Names of validation sets, one a step.
 
-
-def check_positions(output: FlatOutput, targets: SoftTargets) -> None:
-    """Raise AlignmentError unless student and teacher have the same positions in each sample.
-
-    On an accelerator only shapes are compared, which needs no wait for it.
+    No DataLoader, whose items ranks would share out; and without a length, since Lightning warns
+    of one that is 0.
     """
-    rows = int(targets.num_positions.shape[0]), len(output.num_positions)
-    if rows[0] != rows[1]:
-        raise AlignmentError(
-            f"the student made {rows[1]} rows of a batch of {rows[0]} samples. Return one row of "
-            "logits for each sample."
-        )
-    expected = targets.num_rows()
-    on_cpu = output.num_positions.device.type == "cpu"
-    same = not on_cpu or bool((output.num_positions == targets.num_positions).all())
-    if expected != len(output.logits) or not same:
-        raise AlignmentError(
-            f"the student has {len(output.logits)} valid positions in this batch, the teacher had "
-            f"{expected}. Use the mask of the dump (batch.mask), and a student with the teacher's "
-            "resolution or length."
-        )
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from kdcache.errors import UsageError
 
 RECORD_FILE = "run.json"
 STUDENT_FILE = "student.safetensors"
-CHECKPOINTS_FOLDER = "checkpoints"
-_NUMBERED = re.compile(r"run-(\d{4})")
+_NUMBERED = re.compile(r"run-(\d{4,})")
 
 
 def claim_output(output: Path | None, cache: Path) -> Path:
@@ -56,12 +59,34 @@ def released_on_failure(output: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not any((output / CHECKPOINTS_FOLDER).glob("*")):
-            shutil.rmtree(output)
+        if not any(output.rglob("*.ckpt")):
+            shutil.rmtree(output, ignore_errors=True)
         raise
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: an object by its class, NaN and infinity as text.
+
+    Everything in a record goes through here once, so that ``run.json`` is valid JSON and a
+    checkpoint can be loaded without running anyone's code.
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    is_scalar = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0)
+    if is_scalar:
+        value = value.item()
+    is_odd = isinstance(value, float) and not math.isfinite(value)
+    if is_odd or isinstance(value, str | PurePath):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def write_record(output: Path, record: Mapping[str, Any]) -> None:
-    """Write what a run was and what came out of it."""
-    text = json.dumps(record, indent=2, sort_keys=True, default=str)
+    """Write what a run was and what came out of it, as plain values."""
+    text = json.dumps(plain(record), indent=2, sort_keys=True, allow_nan=False)
     (output / RECORD_FILE).write_text(text + "\n", encoding="utf-8")

@@ -2,10 +2,12 @@
 
 A pipeline is any object with ``run_inference_pipeline(model, data_loader)`` that returns a dict
 of numbers with "inference_result" among them, larger being better unless it has ``mode = "min"``.
+It is called without gradients, with the student in eval mode, once for each pass over its set.
 """
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,10 +17,12 @@ from torch import Tensor, nn
 
 from kdcache.data.batch import BatchMapping, Mapped
 from kdcache.data.forward import FlatOutput, forward
-from kdcache.data.join import IGNORE_INDEX, JoinedBatch
+from kdcache.data.join import JoinedBatch
 from kdcache.errors import DataError, UsageError
 from kdcache.losses import kd_loss
+from kdcache.losses.labels import IGNORE_INDEX
 from kdcache.targets import SoftTargets
+from kdcache.train.positions import check_positions
 
 RESULT = "inference_result"
 
@@ -38,7 +42,7 @@ class AccuracyPipeline:
     def __init__(self, batch: Mapped | None = None) -> None:
         self.mapping: Mapped = batch or BatchMapping()
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what a student keeps from here may meet gradients later
     def run_inference_pipeline(self, model: nn.Module, data_loader: Any) -> dict[str, float]:
         """Score a model, on the device it is on, in eval mode.
 
@@ -47,12 +51,13 @@ class AccuracyPipeline:
             data_loader: the user's batches, or joined ones.
 
         Returns:
-            ``accuracy`` over labelled positions (also as ``inference_result``); for joined
-            batches ``teacher_kl``, KL(teacher || student) in nats per position at temperature 1
-            (a lower bound for top-k targets), and ``teacher_agreement``, the share of positions
-            where both have the same top class.
+            ``accuracy`` over labelled positions; for joined batches ``teacher_kl``,
+            KL(teacher || student) in nats per position at temperature 1 (a lower bound for top-k
+            targets), and ``teacher_agreement``, the share of positions where both have the same
+            top class. ``inference_result`` is the accuracy, or without labels the agreement.
 
         Raises:
+            AlignmentError: the student has other positions than the teacher had.
             DataError: there is neither a label nor a target.
         """
         was_training = model.training
@@ -76,7 +81,10 @@ class AccuracyPipeline:
             known = output.labels != IGNORE_INDEX
             right = output.logits.argmax(dim=-1) == output.labels
             sums |= {"labelled": known.sum(), "correct": (right & known).sum()}
-        return sums if targets is None else sums | _teacher_sums(output, targets)
+        if targets is not None:
+            check_positions(output, targets)
+            sums |= _teacher_sums(output, targets)
+        return sums
 
 
 def _teacher_sums(output: FlatOutput, targets: SoftTargets) -> dict[str, Tensor]:
@@ -100,19 +108,37 @@ def _results(sums: Mapping[str, float]) -> dict[str, float]:
     return {RESULT: results.get("accuracy", results.get("teacher_agreement", 0.0)), **results}
 
 
+def check_pipeline(pipeline: Any, name: str) -> None:
+    """Raise UsageError for an object that is no pipeline, before anything is trained."""
+    if not callable(getattr(pipeline, "run_inference_pipeline", None)):
+        raise UsageError(
+            f"the pipeline of {name!r}, {type(pipeline).__name__}, has no method "
+            "run_inference_pipeline(model, data_loader)."
+        )
+    mode = getattr(pipeline, "mode", "max")
+    if mode not in ("max", "min"):
+        raise UsageError(
+            f"the pipeline of {name!r} has the mode {mode!r}; it is 'max' where a larger {RESULT} "
+            "is better, 'min' where a smaller one is."
+        )
+
+
 def run_pipeline(pipeline: Any, name: str, model: nn.Module, loader: Any) -> dict[str, float]:
-    """Run any pipeline and check what it returned."""
+    """Run any pipeline; UsageError unless it returned a dict of numbers with a result."""
     results = pipeline.run_inference_pipeline(model, loader)
+    who = f"the pipeline of {name!r}, {type(pipeline).__name__},"
     if not isinstance(results, Mapping) or RESULT not in results:
         raise UsageError(
-            f"the pipeline of {name!r}, {type(pipeline).__name__}, returned {results!r}. It should "
-            f"return a dict with a number under {RESULT!r}."
+            f"{who} returned {results!r:.200}. It should return a dict with a number under "
+            f"{RESULT!r}."
         )
-    numbers = {}
+    found = {}
     for key, value in results.items():
-        single = isinstance(value, Tensor) and value.numel() == 1
-        if single or (isinstance(value, int | float) and not isinstance(value, bool)):
-            numbers[str(key)] = float(value)
-    if RESULT not in numbers:
-        raise UsageError(f"the pipeline of {name!r} gave no number under {RESULT!r}.")
-    return numbers
+        plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
+            raise UsageError(
+                f"{who} returned {type(value).__name__} under {key!r}. Everything that it returns "
+                "is logged, so it should be one number."
+            )
+        found[str(key)] = float(plain)
+    return found

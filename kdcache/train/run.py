@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import sys
 import time
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_model
 from torch import nn
 from torch.utils.data import DataLoader
@@ -26,17 +25,17 @@ from kdcache.data.join import CachedDataset
 from kdcache.data.probes import check_join
 from kdcache.losses import Objective
 from kdcache.store import Cache, open_cache
-from kdcache.train.module import MakeOptimizer, MakeScheduler, StudentModule
+from kdcache.train.fit import check_options, fit, last_metrics
+from kdcache.train.module import DEFAULT_LOSSES, MakeOptimizer, MakeScheduler, StudentModule
 from kdcache.train.output import (
-    CHECKPOINTS_FOLDER,
     STUDENT_FILE,
     claim_output,
+    plain,
     released_on_failure,
     write_record,
 )
 
 log = logging.getLogger(__name__)
-_BEST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +46,28 @@ class StudentRun:
         output: its folder.
         student: the plain weights of the last epoch, ``student.safetensors``.
         metrics: the last value of everything that was logged.
+        scores: validation set -> the numbers of its last validation; they stand among the
+            metrics as ``<set>_<number>``.
         seconds: wall-clock time of training, validation included.
         digest: of the cache's training split.
     """
 
     output: Path
     student: Path
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, float]]
     seconds: float
     digest: str
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Training losses, mean over the last epoch: name -> value, ``final_loss`` the total."""
+        scored = {f"{split}_{name}" for split, found in self.scores.items() for name in found}
+        return {
+            name.removeprefix("train_"): value
+            for name, value in self.metrics.items()
+            if name.startswith("train_") and name not in scored
+        }
 
 
 def train_student(
@@ -116,20 +128,25 @@ def train_student(
     Raises:
         KdcacheError: see ``kdcache.errors``; nothing is overwritten.
     """
+    options = dict(trainer or {})
+    check_options(options)
+    objective = Objective(
+        losses=DEFAULT_LOSSES if losses is None else losses, temperature=temperature
+    )
     if seed is not None:
         pl.seed_everything(seed, workers=True, verbose=False)
-    train_loader, validation = _loaders(data)
     opened = open_cache(cache)
+    train_loader, validation = _loaders(data)
     names = tuple(class_names) or sources.class_names(data, train_loader.dataset)
-    options: dict[str, Any] = {
+    joining: dict[str, Any] = {
         "batch": batch,
         "local_copy": local_copy,
         "codecs": codecs,
         "fingerprint": fingerprint,
         "check_fingerprints": not allow_mismatch,
     }
-    joined = _join(opened, sources.TRAIN, train_loader, options)
-    Objective(losses=losses or {"kd_loss": 1.0}, temperature=temperature).check_codec(joined.codec)
+    joined = _join(opened, sources.TRAIN, train_loader, joining)
+    objective.check_codec(joined.codec)
     if allow_mismatch:
         log.warning("allow_mismatch: samples are not checked against what the teacher saw")
     else:
@@ -142,35 +159,60 @@ def train_student(
         optimizer=optimizer,
         scheduler=scheduler,
         learning_rate=learning_rate,
-        validation=_joined_validation(opened, validation, pipelines or {}, options),
+        validation=_joined_validation(opened, validation, pipelines or {}, joining),
         pipelines=pipelines,
     )
+    digest = joined.view.digest
+    module.record = plain(
+        {
+            "kdcache": kdcache.__version__,
+            "torch": torch.__version__,
+            "pytorch_lightning": version("pytorch_lightning"),
+            "cache": opened.path,
+            "digest": digest,
+            "allow_mismatch": allow_mismatch,
+            "losses": objective.losses,
+            "temperature": temperature,
+            "seed": seed,
+            "trainer": options,
+            "student": type(student),
+        }
+    )
+    training = functools.partial(
+        _run, module, joined.loader_like(train_loader), options, digest, progress=progress
+    )
+    if rank_zero_only.rank:  # this process helps the first one, which claims the folder
+        return training(Path())
     folder = claim_output(None if output is None else Path(output), opened.path)
-    module.record = {
-        "kdcache": kdcache.__version__,
-        "cache": str(opened.path),
-        "digest": joined.view.digest,
-        "allow_mismatch": allow_mismatch,
-        "losses": dict(module.objective.losses),
-        "temperature": temperature,
-        "seed": seed,
-        "trainer": dict(trainer or {}),
-        "student": f"{type(student).__module__}.{type(student).__qualname__}",
-    }
-    started = time.monotonic()
     with released_on_failure(folder):
-        metrics = _fit(module, joined.loader_like(train_loader), folder, trainer or {}, progress)
+        run = training(folder)
+    save_model(student, str(run.student), metadata={"cache_digest": digest})
+    seconds = round(run.seconds, 3)
+    write_record(folder, {**module.record, "metrics": run.metrics, "seconds": seconds})
+    return run
+
+
+def _run(
+    module: StudentModule,
+    loader: sources.Loader,
+    options: Mapping[str, Any],
+    digest: str,
+    folder: Path,
+    *,
+    progress: bool,
+) -> StudentRun:
+    started = time.monotonic()
+    trainer = fit(module, loader, folder, options, progress=progress)
     seconds = time.monotonic() - started
-    run = StudentRun(
+    folder = Path(trainer.strategy.broadcast(str(folder)))
+    return StudentRun(
         output=folder,
         student=folder / STUDENT_FILE,
-        metrics=metrics,
+        metrics=last_metrics(trainer),
+        scores=module.scores,
         seconds=seconds,
-        digest=joined.view.digest,
+        digest=digest,
     )
-    save_model(student, str(run.student), metadata={"cache_digest": run.digest})
-    write_record(folder, {**module.record, "metrics": metrics, "seconds": round(seconds, 3)})
-    return run
 
 
 def _loaders(data: Any) -> tuple[sources.Loader, dict[str, sources.Loader]]:
@@ -202,55 +244,3 @@ def _joined_validation(
                 check_join(joined)
             loaders[name] = joined.loader_like(loader)
     return loaders
-
-
-def _fit(
-    module: StudentModule,
-    loader: sources.Loader,
-    folder: Path,
-    options: Mapping[str, Any],
-    progress: bool,
-) -> dict[str, float]:
-    """Run the Trainer; returns the last value of everything that was logged."""
-    monitored, mode = module.monitor
-    best = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS_FOLDER,
-        filename="best-{epoch:03d}-{step}",
-        monitor=monitored,
-        mode=mode,
-        save_top_k=_BEST,
-        save_last=True,
-        save_on_train_epoch_end=monitored == "train_final_loss",
-    )
-    settings: dict[str, Any] = {
-        "max_epochs": 10,
-        "logger": CSVLogger(folder, name="", version=""),
-        "enable_model_summary": False,
-        "enable_progress_bar": progress and sys.stderr.isatty(),
-        "num_sanity_val_steps": 0,
-        **options,
-    }
-    settings["callbacks"] = [*settings.get("callbacks", []), best]
-    with warnings.catch_warnings():
-        _ignore_advice()
-        trainer = pl.Trainer(default_root_dir=folder, **settings)
-        trainer.fit(module, train_dataloaders=loader)
-    return {
-        name: float(value)
-        for name, value in trainer.callback_metrics.items()
-        if isinstance(value, torch.Tensor)
-        and value.numel() == 1
-        and not name.endswith(("_step", "_epoch"))
-    }
-
-
-def _ignore_advice() -> None:
-    """Lightning's advice on settings that the user chose, or that our loaders make on purpose."""
-    for text in (
-        ".*does not have many workers.*",
-        ".*smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*GPU available but not used.*",
-        ".*isinstance.*LeafSpec.*",
-    ):
-        warnings.filterwarnings("ignore", message=text)

@@ -188,6 +188,23 @@ def test_records_that_agree_on_a_terabyte(tmp_path):
     assert not survives(view.cache)
 
 
+@pytest.mark.parametrize(
+    ("column", "rows", "says"),
+    [
+        ("values", 7, "others per position have 7"),
+        ("fingerprint", 5, "others per sample have 4"),
+        ("ids", 1 << 30, "more than a shard holds"),
+    ],
+)
+def test_rows_are_checked_before_anything_is_decoded(cache, column, rows, says):
+    record = cache / "train" / "view-000" / "commits" / "shard-000000.json"
+    good = record.read_text()
+    edit_json(record, lambda value: set_field(value, ("arrays", column, "rows"), rows))
+    with pytest.raises(CacheCorruptedError, match=says):
+        _ = open_cache(cache)["train"].commits
+    record.write_text(good)
+
+
 @pytest.mark.parametrize("counts", [[-1, 3], [1 << 31, 0], [(1 << 31) - 1] * 2, [1, 2]])
 def test_counts_that_do_not_fit_the_columns(tmp_path, counts):
     """All checksums fit; num_positions itself is wrong."""
@@ -216,8 +233,15 @@ def test_counts_that_do_not_fit_the_columns(tmp_path, counts):
     edit_json(view.folder / "commits" / "shard-000000.json", lie)
     (view.folder / "index.json").unlink()
     assert not survives(view.cache)
-    with pytest.raises(CacheCorruptedError):
-        open_local_copy(open_cache(view.cache)["train"])
+    view = open_cache(view.cache)["train"]
+    is_negative = min(np.asarray(counts).astype(np.int32)) < 0
+    with pytest.raises(CacheCorruptedError, match="negative" if is_negative else "counts and"):
+        open_local_copy(view)
+    with pytest.raises(CacheCorruptedError, match=r"counts beside it say|negative count"):
+        view.read_shard(view.commits[0])
+    if is_negative:
+        with pytest.raises(CacheCorruptedError, match="negative count"):
+            view.read_num_positions()
 
 
 def zarr_shard(frames, index=None):
@@ -319,12 +343,18 @@ class TestFrames:
             self.read(view, [self.frame(view) + self.compress(kind, bytes(100))])
 
     @pytest.mark.parametrize(
-        "entry",
-        [(0, 1 << 40), (1 << 63, 1 << 63), ((1 << 64) - 1, (1 << 64) - 1), (0, 0), (0, 3), (5, 40)],
-        ids=str,
+        ("entry", "says"),
+        [
+            ((0, 1 << 40), "lies outside"),
+            ((1 << 63, 1 << 63), "lies outside"),
+            (((1 << 64) - 1, (1 << 64) - 1), "lies outside"),  # Zarr's mark for a missing chunk
+            ((0, 0), "wrong checksum"),
+            ((0, 3), "wrong checksum"),
+            ((5, 20), "wrong checksum"),
+        ],
     )
-    def test_index_that_points_elsewhere(self, view, entry, no_decompression):
-        with pytest.raises(CacheCorruptedError, match="chunk 0"):
+    def test_index_that_points_elsewhere(self, view, entry, says, no_decompression):
+        with pytest.raises(CacheCorruptedError, match=f"chunk 0 .*{says}"):
             self.read(view, [self.frame(view)], [entry])
 
     @pytest.mark.parametrize("size", range(0, 24, 3))

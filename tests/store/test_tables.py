@@ -104,9 +104,10 @@ class TestDamaged:
         self.refused(cache)
 
     def test_one_in_place_of_another(self, cache):
-        table_folder(cache, "mean").rename(cache / "tables" / "other")
-        table_folder(cache, "zeros").rename(table_folder(cache, "mean"))
-        self.refused(cache)
+        shutil.rmtree(table_folder(cache, "mean"))
+        shutil.copytree(table_folder(cache, "zeros"), table_folder(cache, "mean"))
+        with pytest.raises(CacheCorruptedError, match="not what its name says"):
+            open_cache(cache)["train"].read_tables()
 
     @pytest.mark.parametrize("shape", [[1 << 40], [-7], [7.0], "7", [], [7, 1], None, [0]])
     def test_other_shape(self, cache, shape):

@@ -294,6 +294,17 @@ class TestIndex:
             _ = open_cache(cache)["train"].commits
 
 
+def test_files_that_are_no_commit_records_are_ignored(cache):
+    """Records of shards that the view does not have, and what other programs leave behind."""
+    view = write_view(cache, manifest(), make_shards(manifest()))
+    (view.folder / "index.json").unlink()
+    for name in ("shard-000003.json", "shard-1.json", "shard-x.json", ".DS_Store", "Thumbs.db"):
+        (view.folder / "commits" / name).write_text("{}")
+    again = open_cache(cache)["train"]
+    assert again.commits == view.commits
+    assert not again.pending
+
+
 class TestCachePath:
     def test_new_empty_and_existing(self, cache):
         check_cache_path(cache)

@@ -1,0 +1,25 @@
+"""One experiment file for both stages: reading it, overriding it, and building what it names.
+
+Each stage takes the sections that it needs and ignores exactly the other stage's known ones; any
+other key is an error. Stage two never looks into ``teacher``, and nothing is imported or built
+before it is asked for.
+"""
+
+from kdcache.config.components import build, build_nested, fingerprint_function
+from kdcache.config.files import Raw, merge, override, read_file, to_yaml
+from kdcache.config.sections import Experiment, Key, keys_of, parse
+
+__all__ = [
+    "Experiment",
+    "Key",
+    "Raw",
+    "build",
+    "build_nested",
+    "fingerprint_function",
+    "keys_of",
+    "merge",
+    "override",
+    "parse",
+    "read_file",
+    "to_yaml",
+]

@@ -1,0 +1,149 @@
+"""What can be known of a split's data before any teacher is asked.
+
+Two runs over the same data come to the same facts; a complete cache is held against them even
+where the teacher is not built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from torch import Tensor
+
+from kdcache.data import sources
+from kdcache.data.batch import Mapped
+from kdcache.data.fingerprint import FingerprintSource, fingerprint
+from kdcache.data.probes import spread
+from kdcache.data.references import NUM_REFERENCES, describe
+from kdcache.dump.teacher import class_path
+from kdcache.errors import DataError, UsageError
+
+_NUM_PROBES = 32
+_DEFAULT_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitData:
+    """A split's loader, its first batch, and a few samples spread over the dataset.
+
+    Attributes:
+        loader: the user's.
+        num_samples: N.
+        batch_size: samples that go through the teacher together.
+        first: the samples of the first batch.
+        batch: what the user's collate function makes of them.
+        numbers: of the probed samples.
+        probed: the probed samples.
+    """
+
+    loader: sources.Loader
+    num_samples: int
+    batch_size: int
+    first: Sequence[Any]
+    batch: Any
+    numbers: Sequence[int]
+    probed: Sequence[Any]
+
+    @classmethod
+    def of(cls, split: str, loader: sources.Loader) -> SplitData:
+        """Look at a split; DataError for a stream or an empty dataset."""
+        sources.check_map_style(loader)
+        dataset: Any = loader.dataset
+        if len(dataset) == 0:
+            raise DataError(f"split {split!r} is empty: there is nothing to dump.")
+        size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+        batch_size = int(size or _DEFAULT_BATCH)
+        first = sources.fetch(dataset, range(min(batch_size, len(dataset))))
+        numbers = spread(len(dataset), _NUM_PROBES)
+        return cls(
+            loader=loader,
+            num_samples=len(dataset),
+            batch_size=batch_size,
+            first=first,
+            batch=loader.collate_fn(list(first)),
+            numbers=numbers,
+            probed=sources.fetch(dataset, numbers),
+        )
+
+    def identity(self, source: FingerprintSource, class_names: Sequence[str]) -> dict[str, str]:
+        """Named hashes of the data, for the manifest."""
+        contents = [source.content(sample) for sample in self.probed]
+        return {
+            "dataset.class": class_path(self.loader.dataset),
+            "dataset.probe": f"xxh3:{fingerprint(contents):016x}",
+            "collate": class_path(self.loader.collate_fn),
+            "class_names": f"xxh3:{xxhash.xxh3_64_hexdigest(chr(0).join(class_names).encode())}",
+        }
+
+    def references(self, source: FingerprintSource) -> tuple[Mapping[str, Any], ...]:
+        """What a few samples look like, to say later how far others are."""
+        chosen = spread(len(self.probed), NUM_REFERENCES)
+        return tuple(describe(self.numbers[n], source.content(self.probed[n])) for n in chosen)
+
+
+def choose_source(
+    wanted: str | Callable[[Any], Any], mapping: Mapped, sample: Any, batch: Any
+) -> FingerprintSource:
+    """What is fingerprinted: the model's input leaves where the sample has them, or all of it.
+
+    Args:
+        wanted: ``inputs``, ``sample``, or a function from a sample to what counts.
+        mapping: resolved.
+        sample: one sample, before collation.
+        batch: a batch, after it.
+    """
+    if callable(wanted):
+        return FingerprintSource(name=class_path(wanted), function=wanted)
+    if wanted not in ("inputs", "sample"):
+        raise UsageError(f"fingerprint: {wanted!r} is none of 'inputs', 'sample', or a function.")
+    paths = mapping.input_paths() if wanted == "inputs" else None
+    source = FingerprintSource(name="inputs", paths=paths) if paths else FingerprintSource()
+    try:
+        before, after = source.content(sample), source.content(batch)
+    except DataError:
+        return FingerprintSource()
+    # A collate function may build its batch anew: there, the path that leads to the inputs in a
+    # batch may lead to the label in a sample, or to the first letter of a text.
+    return source if _is_collated(before, after) else FingerprintSource()
+
+
+def _is_collated(before: Any, after: Any) -> bool:
+    """Whether a batch's leaf can be what became of a sample's: one axis more, or the same outline.
+
+    Args:
+        before: of one sample.
+        after: of the batch.
+    """
+    if isinstance(after, Tensor):
+        axes = _num_axes(before)
+        return axes is not None and axes + 1 == after.dim()
+    if isinstance(after, Mapping):
+        return (
+            isinstance(before, Mapping)
+            and before.keys() == after.keys()
+            and all(_is_collated(before[key], after[key]) for key in after)
+        )
+    if isinstance(after, list | tuple):
+        if not isinstance(before, list | tuple):
+            return isinstance(before, str | bytes) and all(
+                isinstance(v, type(before)) for v in after
+            )
+        return len(before) == len(after) and all(map(_is_collated, before, after))
+    return False
+
+
+def _num_axes(value: Any) -> int | None:
+    """Axes of an array, an image, a number, or a list of them; None for anything else."""
+    if isinstance(value, bool | int | float):
+        return 0
+    if isinstance(value, list | tuple):
+        inner = _num_axes(value[0]) if value else 0
+        return None if inner is None else 1 + inner
+    if isinstance(value, Tensor):
+        return value.dim()
+    is_array = isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array_interface__")
+    return np.ndim(value) if is_array else None

@@ -1,0 +1,144 @@
+"""``kdcache train-student`` in this process: seeds, errors in workers, what it prints."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from kdcache.cli import main
+from kdcache.commands.train_student import run_text
+from kdcache.train import StudentRun
+
+
+def call(capsys, *words):
+    """(exit code, standard output, standard error)."""
+    code = main(["train-student", "-c", "experiment.yaml", *words])
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_the_same_seed_gives_the_same_student(here, capsys):
+    """Its first weights too, which are drawn before training is asked for."""
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        assert call(capsys, "--seed", str(seed), "--output", f"runs/{number}")[0] == 0
+        found.append(json.loads(Path(f"runs/{number}/run.json").read_text())["metrics"])
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_a_usage_error(here, capsys, seed):
+    code, _, text = call(capsys, f"--seed={seed}")
+    assert code == 2
+    assert f"not {seed}" in text
+
+
+def test_a_mismatch_in_a_worker_is_one_paragraph(here, capsys):
+    """allow_mismatch skips the start-up checks of this process; the worker's error is its own."""
+    data = "{class_path: user_module.Data, init_args: {num_workers: 1, bad_label: true}}"
+    code, _, text = call(capsys, "--data", data, "--allow_mismatch", "true")
+    assert code == 1
+    assert "DataError: sample 17 has the label 9" in text
+    assert "Traceback" not in text
+    assert not list(here.glob("runs/students/*"))
+
+
+def test_a_users_error_in_a_worker_says_where(here, capsys):
+    words = ["--data.class_path", "user_module.FailingData", "--allow_mismatch", "true"]
+    code, _, text = call(capsys, *words)
+    assert code == 1
+    assert "Traceback" not in text
+    (line,) = [line for line in text.splitlines() if "disk" in line]
+    assert line.startswith("ValueError: the disk is on fire (at ")
+    assert "user_module.py:" in line
+
+
+def test_an_error_below_the_users_code_names_the_users_line(here, capsys):
+    """A matrix product of wrong shapes fails inside torch; what matters is who asked for it."""
+    code, _, text = call(capsys, "--student.class_path", "user_module.WrongShape")
+    assert code == 1
+    assert "user_module.py:" in text
+    assert "torch/nn" not in text
+
+
+def test_an_interrupt_ends_with_130(here, capsys):
+    code, _, text = call(capsys, "--student.class_path", "user_module.Interrupted")
+    assert (code, text) == (130, "interrupted; what was finished stays\n")
+    assert not list(here.glob("runs/students/*"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_components_of_the_trainer_are_built(here, capsys):
+    words = [
+        "--trainer.callbacks",
+        "[{class_path: user_module.Counting, init_args: {path: counted}}]",
+        "--trainer.logger",
+        "false",
+        "--optimizer",
+        "{class_path: torch.optim.SGD, init_args: {lr: 1e-1}}",
+        "--scheduler",
+        "{class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}",
+        "--pipelines",
+        "{test: {class_path: user_module.Pipeline}}",
+    ]
+    code, out, text = call(capsys, *words)
+    assert (code, text) == (0, "")
+    assert Path("counted").read_text() == "4 SGD StepLR"
+    assert "0.75" in out
+    assert not list(here.glob("runs/students/*/metrics.csv"))
+
+
+def finished(scores):
+    metrics = {f"{split}_{k}": v for split, found in scores.items() for k, v in found.items()}
+    losses = {"train_kd_loss": 1.5, "train_final_loss": 1.25}
+    return StudentRun(
+        output=Path("out"),
+        student=Path("out/student.safetensors"),
+        metrics=metrics | losses,
+        scores=scores,
+        seconds=12.34,
+        digest="0123456789abcdef" * 2,
+    )
+
+
+def test_the_summary_is_aligned_and_says_nothing_twice():
+    scores = {
+        "test": {
+            "inference_result": 0.5,
+            "accuracy": 0.5,
+            "teacher_kl": 0.25,
+            "teacher_agreement": 0.75,
+        },
+        "other": {"inference_result": 0.125, "accuracy": 0.125},
+    }
+    assert run_text(finished(scores), 80) == "\n".join(
+        [
+            "set    accuracy  KL to teacher (nats)  agreement",
+            "test     50.00%                0.2500     75.00%",
+            "other    12.50%                     -          -",
+            "",
+            "training loss  last epoch",
+            "kd_loss            1.5000",
+            "final_loss         1.2500",
+            "",
+            "student  out/student.safetensors",
+            "cache    0123456789abcdef0123456789abcdef",
+            "time     12.3 s",
+        ]
+    )
+
+
+def test_a_pipelines_own_numbers_are_shown():
+    text = run_text(finished({"test": {"inference_result": 3.25, "wer": 0.5}}), 80)
+    assert text.splitlines()[:2] == [
+        "set   inference_result  wer",
+        "test              3.25  0.5",
+    ]
+
+
+def test_without_validation_there_is_no_table_of_scores():
+    assert run_text(finished({}), 80).startswith("training loss  last epoch\n")

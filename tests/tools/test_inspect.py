@@ -1,0 +1,138 @@
+"""inspect_cache: true numbers, from metadata alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from kdcache.columns import NUM_POSITIONS
+from kdcache.errors import CacheCorruptedError, CacheMissingError
+from kdcache.store import ViewWriter, open_cache
+from kdcache.store.tables import table_digest
+from kdcache.tools.inspect import inspect_cache
+from tests.store.synthetic import make_shards, manifest, write_view
+
+COUNTS = (2, 0, 3, 1)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Two complete splits of variable length."""
+    path = tmp_path / "cache.zarr"
+    for split, num_samples in (("train", 10), ("test", 5)):
+        wanted = manifest(split=split, num_samples=num_samples)
+        write_view(path, wanted, make_shards(wanted, counts=COUNTS))
+    return path
+
+
+def size_of(folder, *, without=()):
+    """Bytes of all files below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files if not set(without) & set(path.parts))
+
+
+def test_bytes_are_every_file_but_the_commit_records(cache):
+    report = inspect_cache(cache)
+    assert report["bytes"] == size_of(cache, without=["commits"])
+    for split in ("train", "test"):
+        found = report["splits"][split]
+        assert found["bytes"] == size_of(cache / split / "view-000", without=["commits"])
+        assert sum(found["column_bytes"].values()) == sum(
+            path.stat().st_size for path in (cache / split).rglob("c/**/0") if path.is_file()
+        )
+
+
+def test_tables_are_counted_once(tmp_path):
+    path = tmp_path / "cache.zarr"
+    table = np.arange(100, dtype="<f4")
+    for split in ("train", "test"):
+        wanted = manifest(split=split, tables={"basis": table_digest(table)})
+        writer = ViewWriter.create(path, wanted, {"basis": table})
+        for shard, columns in make_shards(wanted).items():
+            writer.write_shard(shard, columns, {})
+        writer.finish()
+    assert inspect_cache(path)["bytes"] == size_of(path, without=["commits"])
+
+
+def test_without_an_index_the_commit_records_are_counted(cache):
+    (cache / "train" / "view-000" / "index.json").unlink()
+    found = inspect_cache(cache)["splits"]["train"]
+    assert found["bytes"] == size_of(cache / "train" / "view-000")
+
+
+def test_abandoned_attempts_are_not_counted(cache):
+    before = inspect_cache(cache)
+    view = cache / "train" / "view-000"
+    attempt = next(view.glob("shard-000000.*"))
+    shutil.copytree(attempt, view / "shard-000000.0123456789ab")
+    assert inspect_cache(cache) == before
+
+
+def test_positions_of_variable_length(cache):
+    """Counted by the rows that are there, not by what a statistic says."""
+    found = inspect_cache(cache)["splits"]["train"]
+    view = open_cache(cache)["train"]
+    positions = int(view.read_num_positions().sum())
+    assert found["positions"] == positions != found["samples"] == 10
+    assert found["bytes_per_position"] == pytest.approx(found["bytes"] / positions)
+    assert found["bytes_per_sample"] == pytest.approx(found["bytes"] / 10)
+    assert found["count_bytes"] == found["column_bytes"][NUM_POSITIONS]
+
+
+def test_an_incomplete_split(cache):
+    view = cache / "train" / "view-000"
+    (view / "index.json").unlink()
+    (view / "commits" / "shard-000000.json").unlink()
+    found = inspect_cache(cache)["splits"]["train"]
+    assert (found["complete"], found["digest"]) == (False, None)
+    assert (found["samples"], found["samples_dumped"]) == (10, 6)
+    assert (found["shards"], found["shards_pending"]) == (3, 1)
+    assert inspect_cache(cache)["splits"]["test"]["complete"]
+
+
+def test_a_split_without_any_shard(tmp_path):
+    ViewWriter.create(tmp_path / "cache.zarr", manifest(), {})
+    found = inspect_cache(tmp_path / "cache.zarr")["splits"]["train"]
+    assert (found["samples_dumped"], found["positions"]) == (0, 0)
+    assert found["bytes_per_sample"] is found["bytes_per_position"] is None
+    assert found["teacher"] == {}
+
+
+@pytest.mark.parametrize(
+    ("statistics", "teacher"),
+    [
+        ({}, {}),
+        ({"positions": 10.0}, {}),
+        ({"positions": 4.0, "entropy": 2.0}, {"entropy": 0.5}),
+        ({"labelled": 0.0, "correct": 0.0, "cross_entropy": 0.0}, {}),
+        (
+            {"labelled": 4.0, "correct": 3.0, "cross_entropy": 8.0},
+            {"accuracy": 0.75, "cross_entropy": 2.0},
+        ),
+    ],
+)
+def test_means_of_the_teacher(tmp_path, statistics, teacher):
+    wanted = manifest()
+    writer = ViewWriter.create(tmp_path / "cache.zarr", wanted, {})
+    for shard, columns in make_shards(wanted).items():
+        writer.write_shard(shard, columns, statistics)
+    writer.finish()
+    assert inspect_cache(tmp_path / "cache.zarr")["splits"]["train"]["teacher"] == teacher
+
+
+def test_the_report_is_json(cache):
+    report = inspect_cache(cache)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report["path"] == str(cache)
+    assert list(report["splits"]) == ["test", "train"]
+
+
+def test_what_is_no_cache(tmp_path, cache):
+    with pytest.raises(CacheMissingError, match="does not exist"):
+        inspect_cache(tmp_path / "nowhere")
+    (cache / "train" / "view-000" / "zarr.json").write_text("{")
+    with pytest.raises(CacheCorruptedError):
+        inspect_cache(cache)

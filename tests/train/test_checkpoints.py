@@ -1,0 +1,263 @@
+"""What a run leaves behind: checkpoints, weights, metrics, a record."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback
+from safetensors import safe_open
+from safetensors.torch import load_model
+from torch import nn
+
+import kdcache
+from kdcache.errors import UsageError
+from kdcache.train.fit import fit
+from tests.train import small
+
+
+def epochs_of(run):
+    """Epochs of the best checkpoints."""
+    names = [path.name for path in (run.output / "checkpoints").glob("best*.ckpt")]
+    return sorted(int(re.search(r"epoch-(\d+)", name)[1]) for name in names)
+
+
+def load(path):
+    """As a careful stranger would: nothing in the file may run code."""
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "results", "expected"),
+    [
+        (None, [0.1, 0.5, 0.2, 0.4, 0.3], [1, 3, 4]),
+        ("max", [0.1, 0.5, 0.2, 0.4, 0.3], [1, 3, 4]),
+        ("min", [0.1, 0.5, 0.2, 0.4, 0.3], [0, 2, 4]),
+        (None, [0.1, float("nan"), 0.2, 0.3, 0.4], [2, 3, 4]),
+    ],
+)
+def test_the_best_three_and_the_last_are_kept(train, mode, results, expected):
+    pipeline = small.Pipeline(*results, mode=mode)
+    run = train(trainer={"max_epochs": 5}, pipelines={"test": pipeline})
+    assert epochs_of(run) == expected
+    assert load(run.output / "checkpoints" / "last.ckpt")["global_step"] == 30
+
+
+def test_without_validation_the_training_loss_is_monitored(train):
+    """The loss falls, so the best are the latest."""
+    run = train(data=small.loader(), trainer={"max_epochs": 5})
+    assert epochs_of(run) == [2, 3, 4]
+    assert run.scores == {}
+
+
+def test_the_last_checkpoint_is_of_the_last_epoch_without_a_validation(train):
+    run = train(trainer={"max_epochs": 3, "check_val_every_n_epoch": 2})
+    checkpoint = load(run.output / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == 18
+    student = small.net(0)
+    load_model(student, run.student)
+    state = {f"student.{name}": value for name, value in student.state_dict().items()}
+    assert all(torch.equal(state[name], v) for name, v in checkpoint["state_dict"].items())
+    assert epochs_of(run) == [1]
+
+
+class FailsLate(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 2:
+            raise ValueError("out of paint")
+
+
+def test_a_run_that_fails_later_keeps_its_last_epoch(train, tmp_path):
+    trainer = {"max_epochs": 3, "check_val_every_n_epoch": 3, "callbacks": [FailsLate()]}
+    with pytest.raises(ValueError, match="out of paint"):
+        train(trainer=trainer)
+    assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 12
+
+
+class Own(Callback):
+    pass
+
+
+def test_a_checkpoint_holds_the_student_and_the_record_only(train, cache, tmp_path):
+    run = train(
+        trainer={"callbacks": Own(), "default_root_dir": tmp_path, "gradient_clip_val": 1.0}
+    )
+    for path in (run.output / "checkpoints").iterdir():
+        checkpoint = load(path)
+        assert checkpoint["state_dict"].keys() == {
+            f"student.{name}" for name in small.net().state_dict()
+        }
+        assert checkpoint["kdcache"]["digest"] == run.digest == cache["train"].digest
+        assert checkpoint["kdcache"]["allow_mismatch"] is False
+
+
+class Tied(nn.Module):
+    """Input and output share one weight, in channels-last order besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(small.NUM_FEATURES, small.NUM_FEATURES)
+        self.second = nn.Linear(small.NUM_FEATURES, small.NUM_FEATURES)
+        self.second.weight = self.first.weight
+        self.conv = nn.Conv2d(2, small.NUM_CLASSES, 2).to(memory_format=torch.channels_last)
+
+    def forward(self, inputs):
+        return self.conv(self.second(self.first(inputs)).view(-1, 2, 2, 2)).flatten(1)
+
+
+@pytest.mark.parametrize("make", [functools.partial(small.net, 1), Tied])
+def test_the_plain_weights_load_into_a_fresh_student(train, make):
+    student = make()
+    run = train(student)
+    fresh = make()
+    load_model(fresh, run.student)
+    inputs = torch.randn(5, small.NUM_FEATURES)
+    assert torch.equal(fresh.eval()(inputs), student.eval()(inputs))
+    with safe_open(run.student, "pt") as weights:
+        assert weights.metadata()["cache_digest"] == run.digest
+        assert not any(name.startswith("student.") for name in weights.keys())  # noqa: SIM118
+
+
+def test_metrics_are_written_with_all_names(train):
+    run = train(
+        losses={"kd_loss": 1.0, "student_loss": 0.5},
+        trainer={"max_epochs": 2, "log_every_n_steps": 1},
+    )
+    with (run.output / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    losses = {"train_kd_loss", "train_student_loss", "train_final_loss"}
+    scores = {"accuracy", "inference_result", "teacher_kl", "teacher_agreement"}
+    expected = {f"test_{name}" for name in scores}
+    expected |= {f"{name}_{when}" for name in losses for when in ("step", "epoch")}
+    assert rows[0].keys() == expected | {"epoch", "step"}
+    by_epoch = [row["train_final_loss_epoch"] for row in rows if row["train_final_loss_epoch"]]
+    assert len(by_epoch) == 2
+    assert float(by_epoch[-1]) == pytest.approx(run.metrics["train_final_loss"])
+    assert run.metrics.keys() == losses | {f"test_{name}" for name in scores}
+    assert run.losses.keys() == {"kd_loss", "student_loss", "final_loss"}
+
+
+class Stepping(nn.Module):
+    """Returns a loss whose name looks like a variant that Lightning adds."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small.net(1)
+
+    def forward(self, inputs):
+        logits = self.net(inputs)
+        return {"logits": logits, "loss": {"size_step": logits.square().mean()}}
+
+
+def test_a_loss_that_is_called_like_a_variant_is_kept(train):
+    run = train(Stepping(), losses={"kd_loss": 1.0, "size_step": 0.1})
+    assert run.metrics.keys() >= {"train_kd_loss", "train_size_step"}
+
+
+def refuse_constant(text):
+    raise AssertionError(f"{text} is not JSON")
+
+
+def test_the_record_is_complete_and_valid_json(train, cache, tmp_path):
+    own = Own()
+    run = train(
+        losses={"kd_loss": 0.5, "student_loss": 2},
+        temperature=3,
+        seed=11,
+        trainer={
+            "default_root_dir": tmp_path / "elsewhere",
+            "callbacks": [own],
+            "gradient_clip_val": float("inf"),
+            "max_steps": torch.tensor(6),
+        },
+        pipelines={"test": small.Pipeline(float("nan"))},
+    )
+    text = (run.output / "run.json").read_text()
+    record = json.loads(text, parse_constant=refuse_constant)
+    assert record["kdcache"] == kdcache.__version__
+    assert record["torch"] == torch.__version__
+    assert record["cache"] == str(cache.path)
+    assert record["digest"] == cache["train"].digest
+    assert record["losses"] == {"kd_loss": 0.5, "student_loss": 2.0}
+    assert (record["temperature"], record["seed"]) == (3, 11)
+    assert record["student"] == "torch.nn.modules.container.Sequential"
+    assert record["allow_mismatch"] is False
+    assert record["seconds"] > 0
+    assert record["metrics"].keys() == run.metrics.keys()
+    assert record["metrics"]["test_inference_result"] == "nan"
+    assert record["trainer"] == {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "default_root_dir": str(tmp_path / "elsewhere"),
+        "callbacks": [f"{Own.__module__}.Own"],
+        "gradient_clip_val": "inf",
+        "max_steps": 6,
+    }
+
+
+def test_the_override_is_recorded_and_loud(train, caplog):
+    """Other inputs than the teacher saw: refused without it."""
+    other = small.loader(seed=5)
+    with pytest.raises(kdcache.KdcacheError, match="not what the teacher saw"):
+        train(data=other)
+    run = train(data=other, allow_mismatch=True)
+    record = json.loads((run.output / "run.json").read_text())
+    assert record["allow_mismatch"] is True
+    assert load(run.output / "checkpoints" / "last.ckpt")["kdcache"]["allow_mismatch"] is True
+    assert "samples are not checked" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"callbacks": None}, {"callbacks": []}, {"logger": False}])
+def test_settings_of_the_trainer_that_are_nothing(train, options):
+    assert epochs_of(train(trainer=options)) == [0]
+
+
+class Where(Callback):
+    def on_fit_end(self, trainer, module):
+        self.root = trainer.default_root_dir
+
+
+def test_loggers_of_the_users_write_into_the_run_unless_told_otherwise(train, tmp_path):
+    where = Where()
+    run = train(trainer={"callbacks": [where]})
+    assert where.root == str(run.output)
+    train(
+        trainer={"callbacks": [where], "default_root_dir": tmp_path / "x"}, output=tmp_path / "two"
+    )
+    assert where.root == str(tmp_path / "x")
+
+
+def test_checkpoints_can_be_switched_off(train):
+    run = train(trainer={"enable_checkpointing": False})
+    assert {path.name for path in run.output.iterdir()} == {
+        "metrics.csv",
+        "run.json",
+        "student.safetensors",
+    }
+
+
+def test_part_of_a_validation_set_is_refused(train, tmp_path):
+    with pytest.raises(UsageError, match=r"limit_val_batches.*scored as a whole"):
+        train(trainer={"limit_val_batches": 2})
+    assert not (tmp_path / "run").exists()
+
+
+class Interrupting(Callback):
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_stays_one(cache, tmp_path):
+    """Lightning would end the process with code 1, and ignore the next one."""
+    module = kdcache.StudentModule(small.net(1))
+    options = {"callbacks": [Interrupting()], "accelerator": "cpu"}
+    with pytest.raises(KeyboardInterrupt):
+        fit(module, small.joined_loader(cache), Path(tmp_path), options, progress=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
