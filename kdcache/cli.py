@@ -12,7 +12,8 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kdcache import __version__
@@ -57,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     rest = [argument for argument in given if argument != "--debug"]
-    _log_to_stderr()
     try:
-        code = _dispatch(rest)
+        with _log_to_stderr():
+            code = _dispatch(rest)
         sys.stdout.flush()  # here, where a reader that has left is no traceback
         return code
     except KdcacheError as error:
@@ -117,11 +118,23 @@ def _report(error: BaseException, text: str, code: int, *, debug: bool) -> int:
     return code
 
 
-def _log_to_stderr() -> None:
-    """Our own messages, as plain lines on standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+class _StderrHandler(logging.Handler):
+    """Looks up ``sys.stderr`` at every message: whoever calls ``main`` may have replaced it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        print(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Our own messages, as plain lines on standard error, for as long as the command runs."""
     ours = logging.getLogger("kdcache")
-    ours.handlers[:] = [handler]
+    before = ours.handlers[:], ours.level, ours.propagate
+    ours.handlers[:] = [_StderrHandler()]
     ours.setLevel(logging.INFO)
     ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.handlers[:], ours.level, ours.propagate = before

@@ -66,7 +66,7 @@ def is_complete(cache: Path, splits: Sequence[str]) -> bool:
         opened = open_cache(cache)
     except CacheMissingError:
         return False
-    return all(split in opened and not opened[split].pending for split in splits)
+    return all(split in opened and opened[split].is_complete for split in splits)
 
 
 def run(job: DumpJob, replica: Replica) -> Cache:
@@ -78,7 +78,7 @@ def run(job: DumpJob, replica: Replica) -> Cache:
     if not isinstance(job.teacher, nn.Module) and is_complete(job.cache, tuple(job.loaders)):
         for split in job.loaders:
             check_unchanged(job, split)
-        log.info("%s is complete: the teacher is not needed", job.cache)
+        log.info("%s was complete, and is reused without its teacher", job.cache)
         return open_cache(job.cache)
     forward = TeacherForward(
         job.teacher if isinstance(job.teacher, nn.Module) else job.teacher(),
@@ -147,14 +147,17 @@ def _dump_split(
     )
     writer = ViewWriter.create(job.cache, plan.manifest, plan.codec.tables())
     tables = View(cache=job.cache, folder=writer.folder).read_tables()
-    owned = replica.owned(writer.pending())
+    pending = writer.pending()
+    owned = replica.owned(pending)
     if owned:
         plan = dataclasses.replace(plan, codec=plan.codec.with_tables(tables))
         _dump_shards(job, loader, forward=forward, plan=plan, writer=writer, shards=owned)
-    else:
-        log.info("%s: every shard of split %r is there; reused", job.cache, split)
-    if writer.finish():
+    if not writer.finish():
+        log.info("%s: split %r waits for other parts; this one is done", job.cache, split)
+    elif pending:
         log.info("%s: split %r is complete", job.cache, split)
+    else:
+        log.info("%s: split %r was complete, and is reused", job.cache, split)
 
 
 def _dump_shards(

@@ -32,7 +32,7 @@ from kdcache.store import Manifest, table_digest
 MAX_SHARD_BYTES = 64 << 20
 MIN_SHARD_BYTES = 1 << 20
 _MAX_SHARDS = 256
-_SHARDS_TO_SHARE = 16
+_SHARDS_TO_SHARE = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +53,7 @@ class SplitPlan:
 def choose_samples_per_shard(num_samples: int, batch_size: int, sample_bytes: float) -> int:
     """Samples of a shard: whole batches, about N / 256 samples.
 
-    Small targets get larger shards (a megabyte, as long as sixteen processes could still share
+    Small targets get larger shards (a megabyte, as long as eight processes could still share
     the work), because every shard costs a few small files; 64 MB is the most, or one batch.
 
     Args:

@@ -123,7 +123,8 @@ def write_array(group: Path, column: Column, rows: Array) -> StoredArray:
     column.check_rows(rows, len(rows))
     # A store of its own: below a name, zarr-python would first hard-link metadata of the parents.
     store = LocalStore(group / column.name)
-    array = zarr.create_array(store=store, **array_options(column, len(rows)))
+    with zarr.config.set(json_indent=None):  # metadata is half of a small shard
+        array = zarr.create_array(store=store, **array_options(column, len(rows)))
     if len(rows) == 0:
         return StoredArray(rows=0, stored_bytes=0, checksum="", digest=rows_digest(rows))
     array[...] = np.moveaxis(rows, 0, -1)

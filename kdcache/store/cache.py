@@ -112,6 +112,11 @@ class View:
         return tuple(s for s in range(self.manifest.num_shards) if s not in done)
 
     @property
+    def is_complete(self) -> bool:
+        """Whether every shard is there."""
+        return not self.pending
+
+    @property
     def digest(self) -> str:
         """Identity of the whole decoded content; only a complete view has one."""
         self.check_complete()
@@ -119,7 +124,7 @@ class View:
 
     def check_complete(self) -> None:
         """Raise CacheIncompleteError while shards are missing."""
-        if self.pending:
+        if not self.is_complete:
             total = self.manifest.num_shards
             first, last = self.manifest.shard_range(self.pending[0])
             raise CacheIncompleteError(

@@ -218,7 +218,7 @@ def check_same(cache: Manifest, run: Manifest, where: Path) -> None:
     found = differences(comparable(cache), comparable(run))
     if found:
         raise MismatchError(
-            f"cannot continue the dump into {where}: {len(found)} fields differ.\n"
+            f"cannot continue the dump into {where}, which was begun with other settings.\n"
             f"{difference_table(found)}\n"
             "Nothing was written. Restore these settings to resume, or choose a new cache path."
         )

@@ -99,11 +99,22 @@ def checkpoints(module: StudentModule, folder: Path) -> list[Callback]:
         save_top_k=_BEST,
         save_on_train_epoch_end=not module.has_validation,
     )
-    # Its own callback: the best are looked for after a validation, which not every epoch has.
-    last = ModelCheckpoint(
-        dirpath=folder, save_top_k=0, save_last=True, save_on_train_epoch_end=True
-    )
-    return [best, last]
+    return [best, _Last(folder)]
+
+
+class _Last(ModelCheckpoint):
+    """The state after every epoch, over the one before; a class of its own, beside the user's.
+
+    Lightning's ``save_last`` only follows a checkpoint that was among the best.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
 
 
 def last_metrics(trainer: pl.Trainer) -> dict[str, float]:

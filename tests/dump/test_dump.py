@@ -101,7 +101,7 @@ class TestTeacher:
             toys.dump(cache, SAMPLES, factory)
         assert calls == [1]
         assert files_below(cache) == before
-        assert "the teacher is not needed" in caplog.text
+        assert "reused without its teacher" in caplog.text
 
     def test_is_needed_for_one_more_split(self, cache):
         toys.dump(cache, SAMPLES)

@@ -43,7 +43,7 @@ def test_samples_per_shard(num_samples, batch_size, sample_bytes):
 @pytest.mark.parametrize(
     ("num_samples", "batch_size", "sample_bytes", "expected"),
     [
-        (60_000, 256, 44, 3840),  # MNIST: sixteen shards
+        (60_000, 256, 44, 7424),  # MNIST: nine shards
         (1_281_167, 256, 2012, 5120),  # ImageNet, 1,000 classes in float16: 10 MB
         (10_000, 8, 2048 * 4 * 1000, 8),  # tokens: one batch is 62 MB
         (10, 64, 44, 10),

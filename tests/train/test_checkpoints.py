@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import nn
@@ -216,6 +216,13 @@ def test_the_override_is_recorded_and_loud(train, caplog):
 @pytest.mark.parametrize("options", [{"callbacks": None}, {"callbacks": []}, {"logger": False}])
 def test_settings_of_the_trainer_that_are_nothing(train, options):
     assert epochs_of(train(trainer=options)) == [0]
+
+
+def test_a_checkpoint_callback_of_the_users_stands_beside_ours(train, tmp_path):
+    own = ModelCheckpoint(dirpath=tmp_path / "own", filename="mine")
+    run = train(trainer={"callbacks": [own]})
+    assert (tmp_path / "own" / "mine.ckpt").exists()
+    assert (run.output / "checkpoints" / "last.ckpt").exists()
 
 
 class Where(Callback):
