@@ -103,8 +103,20 @@ def reading(folder: Path, repeats: int) -> None:
 
 
 def dumping(folder: Path, repeats: int) -> None:
-    """One epoch of a teacher, bare and through the dump."""
-    images = torch.randn(1024, 3, 64, 64)
+    """One epoch of a teacher, bare and through the dump, of two sizes.
+
+    What the second adds to the first is the cost of a sample; the rest is looking at data and
+    teacher once, and the first files.
+    """
+    few, many = (
+        _dumping(folder / str(number), torch.randn(number, 3, 64, 64), max(3, repeats // 4))
+        for number in (512, 2560)
+    )
+    bare, dump = (many[name] - few[name] for name in few)
+    print(f"each further image: dump / bare = {dump / bare:.3f}\n")
+
+
+def _dumping(folder: Path, images: Tensor, repeats: int) -> dict[str, float]:
     loader = DataLoader(TensorDataset(images), batch_size=BATCH)
     teacher = conv_net(64).eval()
     number = iter(range(10_000))
@@ -118,8 +130,9 @@ def dumping(folder: Path, repeats: int) -> None:
         path = folder / f"dump-{next(number)}.zarr"
         kdcache.dump_teacher(teacher, loader, path, progress=False)
 
-    found = medians({"bare teacher loop": bare, "dump_teacher": dump}, max(3, repeats // 4))
+    found = medians({"bare teacher loop": bare, "dump_teacher": dump}, repeats)
     show(f"stage one, {len(images):,} images 3x64x64, C = {NUM_CLASSES}", found)
+    return found
 
 
 def stepping(folder: Path, repeats: int) -> None:

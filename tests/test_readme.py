@@ -1,0 +1,138 @@
+"""Every command and block of the READMEs is true: it runs, and files shown are the files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdcache import cli
+from tests.examples.test_mnist import write_split
+
+ROOT = Path(__file__).resolve().parents[1]
+MAIN, DIGITS, MNIST = "README.md", "examples/digits/README.md", "examples/mnist/README.md"
+
+# Tested where they are at home: set-up is what made this environment, and the demo at its full
+# size takes longer than all tests (tests/examples/test_digits.py runs it small).
+ELSEWHERE = ("bash scripts/", "pip install ", "python examples/digits/demo.py")
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of one language, in order."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for name, block in found if name == language]
+
+
+def commands(document: str) -> list[str]:
+    """The command lines of a document, without comments."""
+    lines = [
+        line.split("  #")[0].strip()
+        for block in blocks(document, "bash")
+        for line in block.splitlines()
+    ]
+    return [line for line in lines if line]
+
+
+def run(words: list[str], folder: Path) -> str:
+    """What a command prints, run as a user would in ``folder``."""
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *words],
+        check=False,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+    return done.stdout
+
+
+def run_commands(lines: list[str], folder: Path) -> int:
+    """Run command lines that are not tested elsewhere; how many there were."""
+    here = [line for line in lines if not line.startswith(ELSEWHERE)]
+    for line in here:
+        first, *words = shlex.split(line)
+        if first == "kdcache":  # here: starting a process takes longer than these commands
+            assert cli.main(words) == 0, line
+        else:
+            assert first == "python", line
+            run(words, folder)
+    return len(here)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """The current folder: one with the examples, in which commands may write."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    (folder / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def images_beside(folder: Path, num_train: int) -> None:
+    """MNIST's files with a few random images, where the documents say they are."""
+    images = folder.parent / "shared" / "data" / "mnist"
+    images.mkdir(parents=True)
+    write_split(images, "train", num_train, packed=True)
+    write_split(images, "t10k", 20, packed=True)
+
+
+def test_digits_commands(checkout):
+    assert run_commands(commands(MAIN), checkout) == 6
+    assert run_commands(commands(DIGITS), checkout) == 5
+
+
+def test_mnist_commands(checkout):
+    images_beside(checkout, 600)
+    assert run_commands([line for line in commands(MNIST) if "resnet" not in line], checkout) == 9
+
+
+def test_resnet_commands(checkout):
+    images_beside(checkout, 30)
+    assert run_commands([line for line in commands(MNIST) if "resnet" in line], checkout) == 3
+
+
+def test_python_blocks(checkout):
+    script = checkout / "readme.py"
+    script.write_text("\n".join(blocks(MAIN, "python")))
+    accuracy, divergence, student = run([str(script)], checkout).split()
+    assert 0 < float(accuracy) <= 1
+    assert float(divergence) > 0
+    assert (checkout / student).is_file()
+
+
+def test_the_experiment_file_is_the_file():
+    (shown,) = blocks(MAIN, "yaml")
+    assert shown == (ROOT / "examples/digits/experiment.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", [MAIN, DIGITS, MNIST])
+def test_links_and_scripts_lead_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = [name for name in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in name]
+    scripts = [line.split()[1] for line in commands(document) if line.startswith("bash ")]
+    missing = [name for name in links if not ((ROOT / document).parent / name).exists()]
+    missing += [name for name in scripts if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_the_file_tour_names_what_is_there():
+    (tour,) = [block for block in blocks(MAIN, "") if block.startswith("kdcache/\n")]
+    folder, missing = ROOT, []
+    for line in tour.splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        base = ROOT / folder if line.startswith("  ") else ROOT
+        if not line.startswith("  "):
+            folder = ROOT / names[0].split()[0]
+            base = ROOT
+        missing += [name for name in names if not (base / name.split()[0]).exists()]
+    assert missing == []
