@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdcache import __version__
 from kdcache.errors import KdcacheError, UsageError, paragraph, suggest
+from kdcache.version import __version__
 
 COMMANDS = {
     "dump-teacher": ("kdcache.commands.dump_teacher", "run the teacher once, keep its targets"),

@@ -5,12 +5,13 @@ It runs only once something is wrong, so it may draw samples again and search th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from kdcache.columns import FINGERPRINT
 from kdcache.data import sources
+from kdcache.data.fingerprint import FingerprintSource
 from kdcache.data.keys import INDEX
 from kdcache.data.references import compare
 from kdcache.errors import (
@@ -19,10 +20,7 @@ from kdcache.errors import (
     FingerprintMismatchError,
     KdcacheError,
 )
-from kdcache.store import open_cache
-
-if TYPE_CHECKING:
-    from kdcache.data.join import CachedDataset
+from kdcache.store import LocalCopy, View, open_cache
 
 _LISTED = 4
 _SEARCHED = 16
@@ -38,9 +36,19 @@ _EDITED = "the sample was edited, or its decoding or transform changed."
 _REMEDY = "Restore the dataset and its transforms, or dump again into a new cache."
 
 
-def mismatch_error(
-    joined: CachedDataset, index: int, sample: Any, row: int
-) -> FingerprintMismatchError:
+class Joined(Protocol):
+    """What a diagnosis looks at: the user's samples, and the cache's view of them."""
+
+    dataset: Any
+    view: View
+    source: FingerprintSource
+
+    @property
+    def copy(self) -> LocalCopy:
+        """The local copy of the view."""
+
+
+def mismatch_error(joined: Joined, index: int, sample: Any, row: int) -> FingerprintMismatchError:
     """The error for a sample whose fingerprint is not the stored one, with likely causes.
 
     Args:
@@ -58,7 +66,7 @@ def mismatch_error(
     )
 
 
-def missing_error(joined: CachedDataset, index: int, sample: Any) -> AlignmentError:
+def missing_error(joined: Joined, index: int, sample: Any) -> AlignmentError:
     """The error for a sample whose key (its content, or a field of it) was never dumped."""
     manifest = joined.view.manifest
     return AlignmentError(
@@ -67,11 +75,11 @@ def missing_error(joined: CachedDataset, index: int, sample: Any) -> AlignmentEr
     )
 
 
-def _listed(joined: CachedDataset, index: int, sample: Any) -> str:
+def _listed(joined: Joined, index: int, sample: Any) -> str:
     return "\n".join(f"  - {cause}" for cause in _causes(joined, index, sample))
 
 
-def _causes(joined: CachedDataset, index: int, sample: Any) -> list[str]:
+def _causes(joined: Joined, index: int, sample: Any) -> list[str]:
     found = joined.source(sample)
     if joined.source(sources.fetch(joined.dataset, [index])[0]) != found:
         return [_RANDOM]
@@ -81,7 +89,7 @@ def _causes(joined: CachedDataset, index: int, sample: Any) -> list[str]:
     return [*(moved or [_EDITED]), *(_against_references(joined) if by_number else [])]
 
 
-def _moved(joined: CachedDataset, index: int) -> list[str]:
+def _moved(joined: Joined, index: int) -> list[str]:
     """Whether this sample, or one of those after it, stands at another place in the cache."""
     stored = joined.copy.column(FINGERPRINT)
     for number in range(index, min(index + _SEARCHED, len(joined.dataset))):
@@ -92,7 +100,7 @@ def _moved(joined: CachedDataset, index: int) -> list[str]:
     return []
 
 
-def _in_other_split(joined: CachedDataset, found: int) -> list[str]:
+def _in_other_split(joined: Joined, found: int) -> list[str]:
     """Whether another split of the cache has this very input."""
     cache, own = open_cache(joined.view.cache), joined.view.manifest.split
     for split in cache:
@@ -108,7 +116,7 @@ def _in_other_split(joined: CachedDataset, found: int) -> list[str]:
     return []
 
 
-def _against_references(joined: CachedDataset) -> list[str]:
+def _against_references(joined: Joined) -> list[str]:
     """What the samples that the manifest describes look like now."""
     lines = []
     for reference in joined.view.manifest.references:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import kdcache
 from kdcache.codecs import Codec, codec_settings
 from kdcache.columns import FINGERPRINT, KEY, NUM_POSITIONS, RESERVED, Column
 from kdcache.data import sources
@@ -28,6 +27,7 @@ from kdcache.dump.split_data import SplitData, choose_source
 from kdcache.dump.teacher import TeacherForward, class_path
 from kdcache.errors import DataError, UsageError
 from kdcache.store import Manifest, table_digest
+from kdcache.version import __version__
 
 MAX_SHARD_BYTES = 64 << 20
 MIN_SHARD_BYTES = 1 << 20
@@ -128,7 +128,7 @@ def plan_split(
         class_names=tuple(class_names),
         references=data.references(source),
         created={
-            "kdcache": kdcache.__version__,
+            "kdcache": __version__,
             "numpy": np.__version__,
             "torch": torch.__version__,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

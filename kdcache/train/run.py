@@ -18,7 +18,6 @@ from safetensors.torch import save_model
 from torch import nn
 from torch.utils.data import DataLoader
 
-import kdcache
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.join import CachedDataset
@@ -34,6 +33,7 @@ from kdcache.train.output import (
     released_on_failure,
     write_record,
 )
+from kdcache.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def train_student(
     digest = joined.view.digest
     module.record = plain(
         {
-            "kdcache": kdcache.__version__,
+            "kdcache": __version__,
             "torch": torch.__version__,
             "pytorch_lightning": version("pytorch_lightning"),
             "cache": opened.path,
