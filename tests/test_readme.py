@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdcache import cli
-from tests.examples.test_mnist import write_split
+from tests.examples.idx_files import write_split
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN, DIGITS, MNIST = "README.md", "examples/digits/README.md", "examples/mnist/README.md"

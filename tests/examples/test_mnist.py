@@ -3,7 +3,6 @@
 import gzip
 import inspect
 import re
-import struct
 import subprocess
 import sys
 from importlib import import_module
@@ -18,26 +17,10 @@ from torch import nn
 
 from examples.mnist import data as mnist
 from examples.mnist import resnet
+from tests.examples.idx_files import idx_bytes, write_split
 
 EXAMPLE = Path(mnist.__file__).parent
 NUM_TRAIN, NUM_TEST = 60, 20
-
-
-def idx_bytes(values: np.ndarray) -> bytes:
-    header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
-    return header + values.astype(np.uint8).tobytes()
-
-
-def write_split(root: Path, prefix: str, num_samples: int, *, packed: bool) -> None:
-    rng = np.random.default_rng(num_samples)
-    images = rng.integers(0, 256, (num_samples, 28, 28))
-    labels = np.arange(num_samples) % 10
-    for name, values in ((f"{prefix}-images-idx3", images), (f"{prefix}-labels-idx1", labels)):
-        content = idx_bytes(values)
-        if packed:
-            (root / f"{name}-ubyte.gz").write_bytes(gzip.compress(content))
-        else:
-            (root / f"{name}-ubyte").write_bytes(content)
 
 
 @pytest.fixture
