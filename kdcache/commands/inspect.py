@@ -72,7 +72,9 @@ def _number(value: float | None, pattern: str) -> str:
     return "" if value is None else pattern.format(value)
 
 
-def _done(done: int, total: int) -> str:
+def _done(done: int, total: int | None) -> str:
+    if total is None:
+        return f"{done:,} of a stream"
     return f"{total:,}" if done == total else f"{done:,} of {total:,}"
 
 
@@ -87,7 +89,7 @@ _ROWS = (
     ("positions", lambda s: f"{s['positions']:,}"),
     ("classes", lambda s: f"{s['classes']:,}"),
     ("codec", _codec),
-    ("shards", lambda s: _done(s["shards"] - s["shards_pending"], s["shards"])),
+    ("shards", lambda s: _done(s["shards_there"], s["shards"])),
     ("size", lambda s: size_text(s["bytes"])),
     ("bytes per sample", lambda s: _number(s["bytes_per_sample"], "{:,.1f}")),
     ("bytes per position", lambda s: _number(s["bytes_per_position"], "{:,.1f}")),

@@ -108,13 +108,12 @@ class View:
     @property
     def pending(self) -> tuple[int, ...]:
         """Numbers of the shards without a commit."""
-        done = {commit.shard for commit in self.commits}
-        return tuple(s for s in range(self.manifest.num_shards) if s not in done)
+        return self.manifest.missing({commit.shard for commit in self.commits})
 
     @property
     def is_complete(self) -> bool:
         """Whether every shard is there."""
-        return not self.pending
+        return not self.manifest.is_open and not self.pending
 
     @property
     def digest(self) -> str:
@@ -124,7 +123,12 @@ class View:
 
     def check_complete(self) -> None:
         """Raise CacheIncompleteError while shards are missing."""
-        if not self.is_complete:
+        if self.manifest.is_open:
+            raise CacheIncompleteError(
+                f"{self.folder} is not complete: the end of the stream was not reached. Run the "
+                "same kdcache dump-teacher command again; it goes on after what is there."
+            )
+        if self.pending:
             total = self.manifest.num_shards
             first, last = self.manifest.shard_range(self.pending[0])
             raise CacheIncompleteError(

@@ -153,7 +153,8 @@ def view_digest(manifest: Manifest, commits: Sequence[Commit]) -> str:
     compression wrote them.
     """
     state = xxhash.xxh3_128()
-    identity = {k: v for k, v in manifest.to_json().items() if k not in {"created", "references"}}
+    names_left_out = {"created", "references", "pilot"}
+    identity = {k: v for k, v in manifest.to_json().items() if k not in names_left_out}
     state.update(json_text(identity, "the manifest").encode())
     for commit in commits:
         digests = {name: [array.rows, array.digest] for name, array in commit.arrays.items()}

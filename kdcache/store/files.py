@@ -99,10 +99,14 @@ def _name_first(temporary: Path, path: Path) -> None:
         temporary.replace(path)
 
 
+def group_content(attributes: Mapping[str, object]) -> dict[str, object]:
+    """What stands in the ``zarr.json`` of a Zarr v3 group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+
+
 def write_group(folder: Path, attributes: Mapping[str, object]) -> None:
     """Make a folder a Zarr v3 group; a group that is already there stays as it is."""
-    group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-    write_json(folder / GROUP_FILE, group, replace=False)
+    write_json(folder / GROUP_FILE, group_content(attributes), replace=False)
 
 
 def _refuse_constant(name: str) -> NoReturn:

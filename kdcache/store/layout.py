@@ -23,6 +23,7 @@ GROUP_FILE = "zarr.json"
 COMMITS_FOLDER = "commits"
 COMMIT_NAME = re.compile(r"shard-([0-9]{6}|[1-9][0-9]{6,11})\.json")
 INDEX_FILE = "index.json"
+END_FILE = "end.json"
 TABLES_FOLDER = "tables"
 
 ORDER: tuple[Per, ...] = ("sample", "position", "entry")

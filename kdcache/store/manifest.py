@@ -1,14 +1,16 @@
 """The manifest of one view of one split: the sole authority on codec, shapes and identity.
 
-It stands in the view's Zarr group attributes and is written once, before the first shard. What
+It stands in the view's Zarr group attributes, and is written before the first shard; only an
+extension, when the dataset has grown, replaces it. What
 two runs must agree on is compared field by field; when and by what it was made is not.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,29 @@ from kdcache.columns import Column, check_columns
 from kdcache.errors import CacheCorruptedError, MismatchError, UsageError
 from kdcache.store.fields import Fields
 from kdcache.store.files import json_text, read_json
-from kdcache.store.layout import ATTRIBUTE, FORMAT_VERSION, GROUP_FILE, view_name
+from kdcache.store.layout import ATTRIBUTE, END_FILE, FORMAT_VERSION, GROUP_FILE, view_name
 
 MAX_SHARDS = 1 << 20
 """A view with more shards than this was given far too few samples per shard."""
 
+UNKNOWN_LENGTH = (1 << 53) + 1
+"""``num_samples`` of a stream whose end was not reached yet."""
+
 _MAX_COLUMNS = 256
 _MAX_AXES = 4
-_NOT_COMPARED = frozenset({"created", "class_names", "references", "samples_per_shard", "tables"})
+_MAX_EXTENSIONS = 4096
+_NOT_COMPARED = frozenset(
+    {
+        "created",
+        "class_names",
+        "extended_from",
+        "pilot",
+        "references",
+        "samples_per_shard",
+        "tables",
+    }
+)
+_GROWN = frozenset({"num_samples", "identity.dataset.probe"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +50,11 @@ class Manifest:
     Attributes:
         split: its name.
         view: its number (0 until views of an augmentation are dumped).
-        num_samples: N; keys by index are 0 to N - 1.
-        samples_per_shard: samples of every shard but the last, fixed at creation.
+        num_samples: N; keys by index are 0 to N - 1. Of a stream, ``UNKNOWN_LENGTH`` until its
+            end record is there.
+        extended_from: earlier values of ``num_samples``, ascending, where the dataset has grown;
+            no shard crosses one.
+        samples_per_shard: samples of every shard but the last ones, fixed at creation.
         batch_size: samples that went through the teacher together (within one shard).
         num_classes: C.
         codec: name and settings; enough to decode the columns.
@@ -45,12 +65,14 @@ class Manifest:
         identity: named hashes of all that decides the targets (teacher, data, batch ...).
         class_names: the names in class order, where known; their hash is in ``identity``.
         references: what a few samples looked like at the dump, to say how far others are.
+        pilot: numbers measured before the first shard (fidelity, drift), to hold others against.
         created: versions and time; informative, never compared.
     """
 
     split: str
     view: int = 0
     num_samples: int
+    extended_from: tuple[int, ...] = ()
     samples_per_shard: int
     batch_size: int
     num_classes: int
@@ -62,12 +84,15 @@ class Manifest:
     identity: Mapping[str, str] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     references: tuple[Mapping[str, Any], ...] = ()
+    pilot: Mapping[str, float] = field(default_factory=dict)
     created: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if min(self.num_samples, self.samples_per_shard, self.batch_size, self.num_classes) < 1:
             raise UsageError("a split needs at least one sample, one class and one per batch.")
-        if self.num_shards > MAX_SHARDS:
+        if list(self._ends) != sorted({*self._ends}) or self._ends[0] < 1:
+            raise UsageError(f"a split cannot grow from {self.extended_from} to its length.")
+        if self.num_shards > MAX_SHARDS and not self.is_open:
             raise UsageError(
                 f"{self.num_samples:,} samples at {self.samples_per_shard:,} a shard are "
                 f"{self.num_shards:,} shards, at most {MAX_SHARDS:,} are allowed. Ask for more "
@@ -76,18 +101,48 @@ class Manifest:
         check_columns(self.columns)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is of a stream whose end was not reached yet."""
+        return self.num_samples == UNKNOWN_LENGTH
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        return (*self.extended_from, self.num_samples)
+
+    def _extents(self) -> Iterator[tuple[int, int, int]]:
+        """(start, stop, shards) of what was dumped before, between and after extensions."""
+        for start, stop in itertools.pairwise((0, *self._ends)):
+            yield start, stop, -(-(stop - start) // self.samples_per_shard)
+
+    @property
     def num_shards(self) -> int:
-        """Shards that a complete view has."""
-        return -(-self.num_samples // self.samples_per_shard)
+        """Shards that a complete view has; of an open stream, the most that it may have."""
+        number = sum(shards for _, _, shards in self._extents())
+        return min(number, MAX_SHARDS) if self.is_open else number
+
+    def missing(self, done: Collection[int]) -> tuple[int, ...]:
+        """Numbers of the shards that are not among ``done``, ascending.
+
+        Of an open stream: the gaps, and the one after the last.
+        """
+        stop = min(self.num_shards, max(done, default=-1) + 2) if self.is_open else self.num_shards
+        return tuple(shard for shard in range(stop) if shard not in done)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
         """[start, stop) of the samples that a shard holds."""
-        start = shard * self.samples_per_shard
-        return start, min(start + self.samples_per_shard, self.num_samples)
+        number = shard
+        for start, stop, shards in self._extents():
+            if number < shards:
+                first = start + number * self.samples_per_shard
+                return first, min(first + self.samples_per_shard, stop)
+            number -= shards
+        raise IndexError(f"there are {self.num_shards} shards, no {shard}.")
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the group's attributes."""
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["num_samples"] = None if self.is_open else self.num_samples
+        values["extended_from"] = list(self.extended_from)
         values["columns"] = [column.to_json() for column in self.columns]
         values["class_names"] = list(self.class_names)
         values["references"] = [dict(reference) for reference in self.references]
@@ -106,14 +161,17 @@ class Manifest:
         columns, names = at.items("columns"), at.items("class_names")
         if len(columns) > _MAX_COLUMNS or not all(isinstance(name, str) for name in names):
             raise CacheCorruptedError(f"{where}: too many columns, or class names are no texts.")
-        references = at.items("references")
+        extended_from, references = at.items("extended_from"), at.items("references")
+        if len(extended_from) > _MAX_EXTENSIONS or not all(type(n) is int for n in extended_from):
+            raise CacheCorruptedError(f"{where}: 'extended_from' should be a list of integers.")
         if not all(isinstance(reference, dict) for reference in references):
             raise CacheCorruptedError(f"{where}: 'references' should be a list of objects.")
         try:
             return cls(
                 split=at.text("split", at_most=64),
                 view=at.integer("view", at_most=999_999),
-                num_samples=at.integer("num_samples", at_least=1),
+                num_samples=_length(at),
+                extended_from=tuple(extended_from),
                 samples_per_shard=at.integer("samples_per_shard", at_least=1),
                 batch_size=at.integer("batch_size", at_least=1),
                 num_classes=at.integer("num_classes", at_least=1, at_most=1 << 31),
@@ -128,14 +186,22 @@ class Manifest:
                 identity=at.texts("identity"),
                 class_names=tuple(names),
                 references=tuple(references),
+                pilot=at.numbers("pilot"),
                 created=at.texts("created"),
             )
         except UsageError as error:
             raise CacheCorruptedError(f"{where}: {error}") from error
 
 
+def _length(at: Fields) -> int:
+    found = at.optional_integer("num_samples")
+    if found is None:
+        return UNKNOWN_LENGTH
+    return at.integer("num_samples", at_least=1)
+
+
 def read_manifest(view: Path) -> Manifest:
-    """The manifest of a view's folder.
+    """The manifest of a view's folder; of a stream, with the length in its end record.
 
     Raises:
         FileNotFoundError: there is no view.
@@ -150,7 +216,19 @@ def read_manifest(view: Path) -> Manifest:
             f"{where} says that it is view {manifest.view} of split {manifest.split!r}: the folder "
             "was renamed or copied. Give it its own name back, or dump this split."
         )
-    return manifest
+    return _ended(manifest, view / END_FILE) if manifest.is_open else manifest
+
+
+def _ended(manifest: Manifest, record: Path) -> Manifest:
+    try:
+        at = Fields(read_json(record), str(record))
+    except FileNotFoundError:
+        return manifest
+    length = at.integer("num_samples", at_least=1)
+    try:
+        return replace(manifest, num_samples=length)
+    except UsageError as error:
+        raise CacheCorruptedError(f"{record}: {error}") from error
 
 
 def read_column(value: object, where: str) -> Column:
@@ -204,6 +282,8 @@ def _short(value: object) -> str:
 
 def check_same(cache: Manifest, run: Manifest, where: Path) -> None:
     """Raise MismatchError unless ``run`` may continue the dump that ``cache`` describes."""
+    # How long a stream is, nobody knows before its end.
+    skipped = _NOT_COMPARED | ({"num_samples"} if run.is_open else frozenset())
 
     def comparable(manifest: Manifest) -> dict[str, Any]:
         # Through JSON, because that is how the cache's came here: a tuple is a list there.
@@ -212,13 +292,15 @@ def check_same(cache: Manifest, run: Manifest, where: Path) -> None:
             column.name: f"{column.dtype}{list(column.shape)} per {column.per}"
             for column in manifest.columns
         }
-        kept = {name: value for name, value in values.items() if name not in _NOT_COMPARED}
+        kept = {name: value for name, value in values.items() if name not in skipped}
         return {**kept, "columns": columns}
 
     found = differences(comparable(cache), comparable(run))
     if found:
+        remedy = "Restore these settings to resume, or choose a new cache path."
+        if found.keys() <= _GROWN and cache.num_samples < run.num_samples:
+            remedy = "If samples were added at the dataset's end, --extend dumps only those."
         raise MismatchError(
             f"cannot continue the dump into {where}, which was begun with other settings.\n"
-            f"{difference_table(found)}\n"
-            "Nothing was written. Restore these settings to resume, or choose a new cache path."
+            f"{difference_table(found)}\nNothing was written. {remedy}"
         )

@@ -9,10 +9,11 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, num_rows
-from kdcache.errors import CacheCorruptedError, CacheError, UsageError
+from kdcache.errors import AlignmentError, CacheCorruptedError, CacheError, UsageError
 from kdcache.store.arrays import MAX_DECODED_BYTES, write_array
 from kdcache.store.commits import (
     Commit,
@@ -22,10 +23,18 @@ from kdcache.store.commits import (
     write_commit,
     write_index,
 )
-from kdcache.store.files import fsync_folder, fsync_tree, read_json, write_group
+from kdcache.store.files import (
+    fsync_folder,
+    fsync_tree,
+    group_content,
+    read_json,
+    write_group,
+    write_json,
+)
 from kdcache.store.layout import (
     ATTRIBUTE,
     COMMITS_FOLDER,
+    END_FILE,
     FORMAT_VERSION,
     GROUP_FILE,
     ORDER,
@@ -100,10 +109,52 @@ class ViewWriter:
         check_same(found, manifest, view)
         return cls(view, found)
 
+    @classmethod
+    def extend(cls, cache: Path, manifest: Manifest, before: Manifest) -> ViewWriter:
+        """Join a view whose dataset has grown at its end; what is there stays as it is.
+
+        Args:
+            cache: folder of the cache.
+            manifest: as this run would write it.
+            before: the same for no more samples than the view has; must be what the view says.
+
+        Raises:
+            MismatchError: the view is of other data or settings; nothing was written.
+            UsageError: the view is of a stream.
+        """
+        view = view_folder(cache, manifest.split, manifest.view)
+        found = read_manifest(view)
+        if (view / END_FILE).exists() or found.is_open:
+            raise UsageError(f"{view} is of a stream, which cannot be extended.")
+        check_same(found, before, view)
+        grown = replace(
+            found,
+            num_samples=manifest.num_samples,
+            extended_from=(*found.extended_from, found.num_samples),
+            identity=manifest.identity,
+            references=manifest.references,
+        )
+        write_json(view / GROUP_FILE, group_content({ATTRIBUTE: grown.to_json()}), replace=True)
+        return cls(view, grown)
+
+    def end(self, num_samples: int) -> None:
+        """Write down how long a stream is, before its last shard is written.
+
+        Raises:
+            AlignmentError: another run over the stream came to another end.
+        """
+        write_json(self.folder / END_FILE, {"num_samples": num_samples}, replace=False)
+        self.manifest = read_manifest(self.folder)
+        if self.manifest.num_samples != num_samples:
+            raise AlignmentError(
+                f"the stream of {self.folder} ended after {self.manifest.num_samples:,} samples "
+                f"before, and after {num_samples:,} now. A stream must give the same samples "
+                "every time."
+            )
+
     def pending(self) -> tuple[int, ...]:
         """Numbers of the shards without a commit, ascending."""
-        done = committed_shards(self.folder, self.manifest)
-        return tuple(s for s in range(self.manifest.num_shards) if s not in done)
+        return self.manifest.missing(committed_shards(self.folder, self.manifest))
 
     def write_shard(
         self,
@@ -176,7 +227,7 @@ class ViewWriter:
 
         An index that says anything else, after a repair, is replaced: the records decide.
         """
-        if self.pending():
+        if self.manifest.is_open or self.pending():
             return False
         commits = read_commits(self.folder, self.manifest)
         try:

@@ -55,9 +55,9 @@ def _split(view: View) -> dict[str, Any]:
         for name, array in commit.arrays.items():
             columns[name] = columns.get(name, 0) + array.stored_bytes
     return {
-        "complete": not view.pending,
-        "digest": None if view.pending else view.digest,
-        "samples": manifest.num_samples,
+        "complete": view.is_complete,
+        "digest": view.digest if view.is_complete else None,
+        "samples": None if manifest.is_open else manifest.num_samples,
         "samples_dumped": samples,
         "positions": positions,
         "classes": manifest.num_classes,
@@ -65,8 +65,8 @@ def _split(view: View) -> dict[str, Any]:
         "codec": dict(manifest.codec),
         "key": manifest.key,
         "fingerprint": dict(manifest.fingerprint),
-        "shards": manifest.num_shards,
-        "shards_pending": len(view.pending),
+        "shards": None if manifest.is_open else manifest.num_shards,
+        "shards_there": len(view.commits),
         "bytes": view.stored_bytes,
         "bytes_per_sample": view.stored_bytes / samples if samples else None,
         "bytes_per_position": view.stored_bytes / positions if positions else None,

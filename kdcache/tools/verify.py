@@ -87,7 +87,9 @@ class _Check:
         """Check one split; what keeps its shards from being found at all is raised."""
         manifest = view.manifest
         missing = view.pending
-        if missing:
+        if manifest.is_open:
+            self.problems.append(f"{split}: the end of the stream was not reached")
+        elif missing:
             first, last = manifest.shard_range(missing[0])
             self.problems.append(
                 f"{split}: {len(missing)} of {manifest.num_shards} shards are not there; the first "
