@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdcache.data.batch import BatchMapping as BatchMapping
     from kdcache.data.join import CachedDataset as CachedDataset
     from kdcache.data.join import JoinedBatch as JoinedBatch
+    from kdcache.data.stream import CachedStream as CachedStream
     from kdcache.dump import dump_teacher as dump_teacher
     from kdcache.errors import KdcacheError as KdcacheError
     from kdcache.store import open_cache as open_cache
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "BatchMapping": "kdcache.data.batch",
     "CachedDataset": "kdcache.data.join",
+    "CachedStream": "kdcache.data.stream",
     "DenseCodec": "kdcache.codecs",
     "JoinedBatch": "kdcache.data.join",
     "KdcacheError": "kdcache.errors",

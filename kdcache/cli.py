@@ -23,7 +23,9 @@ COMMANDS = {
     "dump-teacher": ("kdcache.commands.dump_teacher", "run the teacher once, keep its targets"),
     "train-student": ("kdcache.commands.train_student", "train one student from a cache"),
     "inspect": ("kdcache.commands.inspect", "what is in a cache: splits, codec, size, teacher"),
+    "merge": ("kdcache.commands.merge", "make one cache of several, keyed by content or a field"),
     "verify": ("kdcache.commands.verify", "read everything and check every checksum"),
+    "clean": ("kdcache.commands.clean", "list or remove what interrupted dumps left behind"),
 }
 _INTERRUPTED = 130
 _WORKER_FRAME = re.compile(r'File "(.+)", line (\d+)')
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             launchers run it again).
 
     Returns:
-        0; 1 for bad data or a bad cache; 2 for a wrong call; 130 when interrupted.
+        0; 1 for bad data or a bad cache; 2 for a wrong call; 75 when SIGTERM ended a dump that
+        the same command goes on with; 130 when interrupted; 143 when SIGTERM ended a training.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given

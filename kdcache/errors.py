@@ -55,6 +55,26 @@ class DataError(KdcacheError):
     """A value in the data or in a model's output that no training should use."""
 
 
+class PreemptedError(KdcacheError):
+    """SIGTERM ended a dump before its end; what was finished is committed. Try again.
+
+    The exit code is EX_TEMPFAIL of ``sysexits.h``: a job script can tell it from a failure and
+    submit the same command again.
+    """
+
+    exit_code = 75
+
+
+class TerminatedError(PreemptedError):
+    """SIGTERM ended a training: checkpoints stay, but the same command would begin anew.
+
+    So not 75, which promises that it goes on, but what a shell says of a process that SIGTERM
+    ended: so ``train-student`` ends with one code whenever the signal comes, before training too.
+    """
+
+    exit_code = 143
+
+
 class UnsupportedTargetsError(UsageError):
     """A loss or temperature that these targets cannot serve."""
 

@@ -19,20 +19,30 @@ class DumpSection:
     Attributes:
         devices: processes to start on this machine, one teacher each.
         part: this job's share, such as 3/16 (from 0), where independent jobs fill one cache.
+        ranks_per_replica: ranks of torchrun or SLURM that hold one teacher together (FSDP).
         accelerator: auto, cpu, cuda or another of Lightning's.
         precision: 32-true, bf16-mixed, 16-mixed or another of Lightning's.
         key: index, content, or field:<path>: what joins samples and targets.
-        fingerprint: inputs, sample, or the class path of a function of a sample.
+        fingerprint: what of a sample counts as seen: inputs, sample, field:<path>, or the class
+            path of a function of a sample.
         samples_per_shard: unit of work and loss; chosen from size and count if null.
+        pilot: measure a few samples before the first shard: what the codec costs, and how far
+            targets depend on the batch.
+        extend: dump what a dataset has gained at its end since the cache was made.
+        grace_s: seconds after SIGTERM in which the shard in hand is finished, where it can be.
     """
 
     devices: int = 1
     part: str | None = None
+    ranks_per_replica: int = 1
     accelerator: str = "auto"
     precision: str = "32-true"
     key: str = "index"
     fingerprint: str = "inputs"
     samples_per_shard: int | None = None
+    pilot: bool = True
+    extend: bool = False
+    grace_s: float = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)

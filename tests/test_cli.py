@@ -10,7 +10,7 @@ import pytest
 
 import kdcache
 from kdcache.cli import COMMANDS, main
-from kdcache.errors import CacheMissingError, KdcacheError, UsageError
+from kdcache.errors import CacheMissingError, KdcacheError, PreemptedError, UsageError
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def raising(error):
         (UsageError("no such key."), 2, "kdcache: no such key.\n"),
         (CacheMissingError("nothing there."), 1, "CacheMissingError: nothing there.\n"),
         (KdcacheError("a\nb"), 1, "KdcacheError: a\nb\n"),
+        (PreemptedError("go on."), 75, "PreemptedError: go on.\n"),
         (KeyboardInterrupt(), 130, "interrupted; what was finished stays\n"),
         (SystemExit(3), 3, ""),
         (SystemExit(None), 0, ""),

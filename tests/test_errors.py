@@ -20,7 +20,9 @@ KINDS = [
 def test_exit_codes_follow_from_the_kind():
     usage = {kind.__name__ for kind in KINDS if kind.exit_code == 2}
     assert usage == {"UsageError", "UnsupportedTargetsError"}
-    assert {kind.exit_code for kind in KINDS} == {1, 2}
+    others = {kind.__name__: kind.exit_code for kind in KINDS if kind.exit_code > 2}
+    assert others == {"PreemptedError": 75, "TerminatedError": 143}
+    assert {kind.exit_code for kind in KINDS} == {1, 2, 75, 143}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdcache.config import Experiment, Raw, keys_of, merge, override, parse, read_file, to_yaml
 from kdcache.errors import UsageError
+from kdcache.experiment import DumpExperiment, DumpSection, StudentExperiment
 
+_COMMANDS = {DumpExperiment: "dump-teacher", StudentExperiment: "train-student"}
+# Of these sections stage two reads one key.
+_READ_BY_STUDENT = {"dump": "fingerprint", "targets": "codec"}
 _KEY_WIDTH = 26
 _MAX_WIDTH = 100
 
@@ -19,13 +24,16 @@ def experiment_from(
 ) -> Experiment | None:
     """The experiment that files and ``--section.key value`` overrides make.
 
-    Later files and overrides win. None where help or the configuration was printed instead.
+    Later files and overrides win. A file may hold both stages' sections; an override that this
+    stage would not read is refused. None where help or the configuration was printed instead.
     """
     raw: Raw = {}
     print_config = False
-    words = iter(arguments)
-    for word in words:
-        name, has_value, value = word.partition("=")
+    flags = {f"--{key.name}" for key in keys_of(kind) if isinstance(key.default, bool)}
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, has_value, value = _full_name(word, kind).partition("=")
         if name in ("-h", "--help"):
             print(help_text(kind, command))
             return None
@@ -37,11 +45,13 @@ def experiment_from(
                 f"{word!r} is not understood: give -c EXPERIMENT.yaml and --section.key value."
             )
         if not has_value:
-            value = _following(name, words)
+            value = "true" if name in flags and not _has_value(words) else _value(name, words)
         if name in ("-c", "--config"):
             raw = merge(raw, read_file(Path(value)))
         else:
-            raw = override(raw, name.removeprefix("--"), value)
+            key = name.removeprefix("--")
+            _refuse_unread(override({}, key, value), kind, command)
+            raw = override(raw, key, value)
     experiment = parse(kind, raw)
     if print_config:
         print(to_yaml(experiment), end="")
@@ -49,11 +59,43 @@ def experiment_from(
     return experiment
 
 
-def _following(name: str, words: Iterator[str]) -> str:
-    value = next(words, "--")
-    if value.startswith("--"):  # a flag; --key=--value gives such a value
+def _refuse_unread(given: Raw, kind: type, command: str) -> None:
+    """Raise UsageError for what was given on the command line and would change nothing."""
+    for section, value in given.items():
+        readers = [
+            reader
+            for one, reader in _COMMANDS.items()
+            if section in {item.name for item in dataclasses.fields(one)}
+        ]
+        if readers and _COMMANDS[kind] not in readers:
+            raise UsageError(
+                f"--{section}: kdcache {command} reads nothing of {section!r}; kdcache "
+                f"{readers[0]} does. Only a file may hold sections of both."
+            )
+        read = _READ_BY_STUDENT.get(section) if kind is StudentExperiment else None
+        unread = [key for key in value if key != read] if isinstance(value, Mapping) else []
+        if read and unread:
+            raise UsageError(
+                f"--{section}.{unread[0]}: kdcache {command} reads no more of {section!r} than "
+                f"{read!r}, the cache says the rest; kdcache dump-teacher reads all of it."
+            )
+
+
+def _full_name(word: str, kind: type) -> str:
+    """``--devices 2`` of stage one is short for ``--dump.devices 2``."""
+    own = {item.name for item in dataclasses.fields(DumpSection)}
+    is_short = kind is DumpExperiment and word.removeprefix("--").partition("=")[0] in own
+    return f"--dump.{word.removeprefix('--')}" if is_short and word.startswith("--") else word
+
+
+def _has_value(words: Sequence[str]) -> bool:
+    return bool(words) and not words[0].startswith("-")
+
+
+def _value(name: str, words: list[str]) -> str:
+    if not words or words[0].startswith("--"):  # a flag; --key=--value gives such a value
         raise UsageError(f"{name} needs a value.")
-    return value
+    return words.pop(0)
 
 
 def help_text(kind: type, command: str) -> str:
@@ -63,6 +105,8 @@ def help_text(kind: type, command: str) -> str:
         "Later files and values win. A value is read as YAML; --student.width 8 is short for "
         "--student.init_args.width 8. --print_config shows the result and stops."
     )
+    if kind is DumpExperiment:
+        intro += " --devices 2 is short for --dump.devices 2, and so for all of dump."
     lines = [
         f"usage: kdcache {command} -c EXPERIMENT.yaml [--section.key value ...]",
         "",

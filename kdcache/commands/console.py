@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 def aligned(rows: Sequence[Sequence[str]], width: int) -> str:
@@ -32,6 +34,22 @@ def aligned(rows: Sequence[Sequence[str]], width: int) -> str:
         ]
         texts.append("\n".join(line.rstrip() for line in lines))
     return "\n\n".join(texts)
+
+
+@contextmanager
+def shard_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on a terminal; gives what is to be called with (split, done, total)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(file=sys.stderr)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(title)
+
+        def advance(split: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{title} {split}", completed=done, total=total)
+
+        yield advance
 
 
 def quiet_lightning() -> None:

@@ -27,12 +27,21 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     check_cache_path(Path(experiment.cache))
     from kdcache.dump import run_job
+    from kdcache.dump.ranks import this_replica
 
     quiet_lightning()
     dump = experiment.dump
     make = functools.partial(make_job, experiment)
-    cache = run_job(make, devices=dump.devices, part=dump.part)
-    print(report_text(inspect_cache(cache.path), shutil.get_terminal_size().columns))
+    cache = run_job(
+        make,
+        cache=Path(experiment.cache),
+        devices=dump.devices,
+        part=dump.part,
+        ranks_per_replica=dump.ranks_per_replica,
+    )
+    here = this_replica(dump.part, ranks_per_replica=dump.ranks_per_replica)
+    if here.rank == 0:
+        print(report_text(inspect_cache(cache.path), shutil.get_terminal_size().columns))
     return 0
 
 
@@ -59,7 +68,10 @@ def make_job(experiment: DumpExperiment) -> DumpJob:
         key=dump.key,
         fingerprint=fingerprint_function(dump.fingerprint) or dump.fingerprint,
         samples_per_shard=dump.samples_per_shard,
+        pilot=dump.pilot,
+        extend=dump.extend,
         accelerator=dump.accelerator,
         precision=dump.precision,
+        grace_s=dump.grace_s,
         progress=experiment.progress,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from kdcache.tools.inspect import inspect_cache
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _UNIT_STEP = 1024
 _DIGEST_LETTERS = 16
+_ALL = 1 - 1e-6
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +58,8 @@ def report_text(report: Mapping[str, Any], width: int) -> str:
         cells = [cell(report["splits"][name]) for name in splits]
         if any(cells):
             rows.append([label, *(text or "-" for text in cells)])
-    return f"{title}\n\n{aligned(rows, width)}"
+    remarks = [textwrap.fill(f"Remark: {line}", max(20, width)) for line in report["remarks"]]
+    return "\n\n".join([title, aligned(rows, width), *remarks])
 
 
 def size_text(num_bytes: float) -> str:
@@ -84,6 +87,12 @@ def _codec(split: Mapping[str, Any]) -> str:
     return f"{name} ({settings})" if settings else name
 
 
+def _kept(split: Mapping[str, Any]) -> str:
+    """Where not all classes are kept one by one, how much those have that are."""
+    kept = split["fidelity"].get("kept_mass")
+    return "" if kept is None or kept > _ALL else f"{kept:.3%}"
+
+
 _ROWS = (
     ("samples", lambda s: _done(s["samples_dumped"], s["samples"])),
     ("positions", lambda s: f"{s['positions']:,}"),
@@ -96,5 +105,7 @@ _ROWS = (
     ("teacher accuracy", lambda s: _number(s["teacher"].get("accuracy"), "{:.2%}")),
     ("teacher cross-entropy", lambda s: _number(s["teacher"].get("cross_entropy"), "{:.4f} nats")),
     ("teacher entropy", lambda s: _number(s["teacher"].get("entropy"), "{:.4f} nats")),
+    ("KL(teacher || stored)", lambda s: _number(s["fidelity"].get("divergence"), "{:.2g} nats")),
+    ("probability kept", _kept),
     ("digest", lambda s: (s["digest"] or "incomplete")[:_DIGEST_LETTERS]),
 )

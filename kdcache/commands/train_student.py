@@ -5,14 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcache.commands.arguments import experiment_from
 from kdcache.commands.console import aligned, quiet_lightning
-from kdcache.config import build, build_nested, fingerprint_function
-from kdcache.errors import UsageError, suggest
+from kdcache.config import (
+    build,
+    build_nested,
+    checked,
+    fingerprint_function,
+    resolved_annotations,
+    to_yaml,
+)
+from kdcache.errors import TerminatedError, UsageError, suggest
 from kdcache.experiment import StudentExperiment
 from kdcache.store import open_cache
 
@@ -25,6 +32,7 @@ _RESULTS = (
     ("KL to teacher (nats)", "teacher_kl", "{:.4f}"),
     ("agreement", "teacher_agreement", "{:.2%}"),
 )
+_BOUND = ">=  a lower bound: the cache holds the top k classes and the sum of the others"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -40,18 +48,19 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _train(experiment: StudentExperiment) -> StudentRun | None:
-    """The run; None in the processes that only help the first one."""
+    """The run; None in the processes that only help the first one, which also tells of SIGTERM."""
     import pytorch_lightning as pl
     from pytorch_lightning.utilities import rank_zero_only
 
     from kdcache.train import train_student
 
     quiet_lightning()
-    trainer = trainer_arguments(experiment.trainer, inspect.signature(pl.Trainer).parameters)
+    trainer = trainer_arguments(experiment.trainer, pl.Trainer)
     if not 0 <= experiment.seed <= _MAX_SEED:
         raise UsageError(f"the seed is a number from 0 to {_MAX_SEED}, not {experiment.seed}.")
     pl.seed_everything(experiment.seed, workers=True, verbose=False)  # also of what is built here
-    finished = train_student(
+    train = functools.partial(
+        train_student,
         build(experiment.student, "student"),
         build(experiment.data, "data"),
         experiment.cache,
@@ -72,7 +81,14 @@ def _train(experiment: StudentExperiment) -> StudentRun | None:
         seed=experiment.seed,
         progress=experiment.progress,
         trainer=trainer,
+        experiment=to_yaml(experiment),
     )
+    try:
+        finished = train()
+    except TerminatedError as error:
+        if rank_zero_only.rank:
+            raise SystemExit(error.exit_code) from None
+        raise
     return finished if rank_zero_only.rank == 0 else None
 
 
@@ -80,12 +96,17 @@ def _maker(component: Mapping[str, Any] | None, where: str) -> Any:
     return None if component is None else functools.partial(build, component, where)
 
 
-def trainer_arguments(section: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for Lightning's Trainer: names checked, components built."""
+def trainer_arguments(section: Mapping[str, Any], target: Callable[..., Any]) -> dict[str, Any]:
+    """Arguments for Lightning's Trainer: names and types checked, components built."""
+    known = inspect.signature(target).parameters
     for name in section:
         if name not in known:
             raise UsageError(f"unknown key 'trainer.{name}'. {suggest(str(name), known)}")
-    return {name: build_nested(value, f"trainer.{name}") for name, value in section.items()}
+    wanted = resolved_annotations(target, known)
+    return {
+        name: checked(build_nested(value, f"trainer.{name}"), wanted[name], f"trainer.{name}")
+        for name, value in section.items()
+    }
 
 
 def run_text(finished: StudentRun, width: int) -> str:
@@ -94,23 +115,35 @@ def run_text(finished: StudentRun, width: int) -> str:
     parts = []
     if scores:
         others = sorted({name for numbers in scores.values() for name in numbers})
-        named = {name: (label, pattern) for label, name, pattern in _RESULTS}
+        named = {name: label for label, name, _ in _RESULTS}
         kinds = [name for name in named if name in others]
         # The pipeline's own result is shown unless it only repeats a number beside it.
         kinds += [name for name in others if name not in named and _is_new(name, scores)]
-        rows = [["set", *(named.get(name, (name,))[0] for name in kinds)]]
-        for split, numbers in scores.items():
-            cells = [(numbers.get(name), named.get(name, ("", "{:.4g}"))[1]) for name in kinds]
-            rows.append([split, *("-" if v is None else pattern.format(v) for v, pattern in cells)])
-        parts += [aligned(rows, width), ""]
+        rows = [["set", *(named.get(name, name) for name in kinds)]]
+        rows += [[split, *(_cell(finished, split, name) for name in kinds)] for split in scores]
+        parts += [aligned(rows, width), *([_BOUND] if finished.lower_bounds else []), ""]
     rows = [[name.removeprefix("train_"), f"{v:.4f}"] for name, v in finished.losses.items()]
     parts += [aligned([["training loss", "last epoch"], *rows], width), ""] if rows else []
     parts += [
-        f"student  {finished.student}",
-        f"cache    {finished.digest}",
-        f"time     {finished.seconds:.1f} s",
+        f"student       {finished.student}",
+        f"trained       {_counted(finished.epochs, 'epoch')}, {_counted(finished.steps, 'step')}",
+        f"cache digest  {finished.digest}",
+        f"time          {finished.seconds:.1f} s",
     ]
     return "\n".join(parts)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _cell(finished: StudentRun, split: str, name: str) -> str:
+    value = finished.scores[split].get(name)
+    if value is None:
+        return "-"
+    patterns = {name: pattern for _, name, pattern in _RESULTS}
+    text = patterns.get(name, "{:.4g}").format(value)
+    return f">= {text}" if f"{split}_{name}" in finished.lower_bounds else text
 
 
 def _is_new(name: str, scores: Mapping[str, Mapping[str, float]]) -> bool:

@@ -8,6 +8,7 @@ before it is asked for.
 from kdcache.config.components import build, build_nested, fingerprint_function
 from kdcache.config.files import Raw, merge, override, read_file, to_yaml
 from kdcache.config.sections import Experiment, Key, keys_of, parse
+from kdcache.config.typed import checked, resolved_annotations
 
 __all__ = [
     "Experiment",
@@ -15,11 +16,13 @@ __all__ = [
     "Raw",
     "build",
     "build_nested",
+    "checked",
     "fingerprint_function",
     "keys_of",
     "merge",
     "override",
     "parse",
     "read_file",
+    "resolved_annotations",
     "to_yaml",
 ]

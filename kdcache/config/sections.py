@@ -16,6 +16,8 @@ from kdcache.experiment import COMPONENTS, DumpExperiment, StudentExperiment
 
 Experiment = TypeVar("Experiment", DumpExperiment, StudentExperiment)
 
+KINDS = (DumpExperiment, StudentExperiment)
+
 _ATTRIBUTE = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
@@ -26,8 +28,11 @@ def parse(kind: type[Experiment], raw: Mapping[str, Any]) -> Experiment:
         UsageError: an unknown key (with the nearest known one), a missing section, a value of
             another type.
     """
-    both = (DumpExperiment, StudentExperiment)
-    refuse_unknown(raw, {item.name for one in both for item in dataclasses.fields(one)})
+    refuse_unknown(raw, {name for one in KINDS for name in typing.get_type_hints(one)})
+    for name, hint in (pair for one in KINDS for pair in typing.get_type_hints(one).items()):
+        # Also of the other stage, which will look at no more than that here.
+        if dataclasses.is_dataclass(hint) and isinstance(raw.get(name), Mapping):
+            refuse_unknown(raw[name], typing.get_type_hints(hint), f"{name}.")
     hints = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for item in dataclasses.fields(kind):

@@ -74,6 +74,13 @@ def _converted(value: Any, wanted: Any, where: str) -> Any:
 
 
 def _name(wanted: Any) -> str:
+    kinds = _kinds(wanted)
+    if len(kinds) > 1:
+        return " | ".join(map(_name, kinds))
+    if typing.get_origin(wanted) is typing.Literal:
+        return " | ".join(map(repr, typing.get_args(wanted)))
+    if wanted is types.NoneType:
+        return "None"
     text = wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else wanted
     return str(text).replace("typing.", "")
 

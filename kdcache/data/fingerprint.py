@@ -84,6 +84,9 @@ def _tensor_array(tensor: Tensor) -> np.ndarray[Any, Any]:
 def _update(state: xxhash.xxh3_64, value: Any) -> None:
     if isinstance(value, list | tuple):
         state.update(b"L%d;" % len(value))
+        if set(map(type, value)) == {int}:  # token ids: the same bytes, ten times as fast
+            state.update(("Nint %x;" * len(value) % tuple(value)).encode())
+            return
         for item in value:
             _update(state, item)
         return
@@ -122,9 +125,9 @@ class FingerprintSource:
     """Which part of ``dataset[i]`` is fingerprinted.
 
     Attributes:
-        name: ``inputs`` (the leaves at ``paths``), ``sample`` (all of it), or the class path of
-            ``function``.
-        paths: leaves of the sample, where the source is ``inputs``.
+        name: ``inputs`` (the leaves at ``paths``), ``sample`` (all of it), ``field:<path>``, or the
+            class path of ``function``.
+        paths: leaves of the sample, where the source is ``inputs`` or a field.
         function: from a sample to what is fingerprinted, where the user has chosen one.
     """
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from kdcache.data.batch import Mapped
-from kdcache.data.labels import flat_labels
+from kdcache.data.labels import check_class_axis, flat_labels, label_problem
 from kdcache.outputs import count_positions, flatten_positions, read_output
 
 
@@ -27,6 +27,7 @@ class FlatOutput:
         num_positions: (B,) int64.
         losses: the losses that the model returned itself.
         mapping: the batch mapping, with everything that was inferred filled in.
+        label_problem: why there are no labels although the batch has some; empty otherwise.
     """
 
     logits: Tensor
@@ -34,6 +35,7 @@ class FlatOutput:
     num_positions: Tensor
     losses: Mapping[str, Tensor | float]
     mapping: Mapped
+    label_problem: str = ""
 
 
 def forward(model: Callable[..., Any], mapping: Mapped, batch: Any) -> FlatOutput:
@@ -44,16 +46,23 @@ def forward(model: Callable[..., Any], mapping: Mapped, batch: Any) -> FlatOutpu
             return.
         mapping: where inputs, labels and mask are.
         batch: the user's batch, on the model's device.
+
+    Raises:
+        DataError: there is one class, or another axis than the last holds them.
     """
     mapping = mapping.resolve(batch)
     selected = mapping.select(batch)
     output = read_output(selected.call(model), mapping.class_dim)
     mapping, mask = mapping.fit_to(output.logits, selected)
+    check_class_axis(selected.labels, output.logits)
     num_positions = count_positions(output.logits, mask)  # checks the mask's shape
+    shape = output.logits.shape[:-1]
+    labels = flat_labels(selected.labels, shape, mask)
     return FlatOutput(
         logits=flatten_positions(output.logits, mask, trailing=1),
-        labels=flat_labels(selected.labels, output.logits.shape[:-1], mask),
+        labels=labels,
         num_positions=num_positions,
         losses=output.losses,
         mapping=mapping,
+        label_problem=label_problem(selected.labels, shape) if labels is None else "",
     )

@@ -7,7 +7,8 @@ made by the user's own collate function, and the soft targets of the same sample
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,9 @@ from kdcache.codecs import Codec, stored_codec
 from kdcache.columns import FINGERPRINT, KEY, NUM_POSITIONS, Array
 from kdcache.data import sources
 from kdcache.data.batch import Mapped, parse_mapping
+from kdcache.data.collation import check_collate
 from kdcache.data.fingerprint import ALGORITHM, FingerprintSource
-from kdcache.data.keys import CONTENT, INDEX, KeyIndex, field_key
+from kdcache.data.keys import CONTENT, FIELD, INDEX, KeyIndex, field_key
 from kdcache.data.labels import check_labels, per_row
 from kdcache.data.mismatch import mismatch_error, missing_error
 from kdcache.errors import AlignmentError, CacheCorruptedError, UsageError
@@ -30,6 +32,7 @@ from kdcache.store import Cache, LocalCopy, View, open_cache, open_local_copy
 from kdcache.targets import SoftTargets
 
 Collate = Callable[[list[Any]], Any]
+_COLLATED = 32
 
 
 class JoinedBatch(NamedTuple):
@@ -65,15 +68,13 @@ class JoinedSamples:
         )
 
 
-class CachedDataset(Dataset[Any]):
-    """A user's map-style dataset joined with the cached targets of its samples.
+class Join(ABC):
+    """What joins samples with targets: a view, its codec, fingerprints and keys.
 
-    Every sample that is fetched is fingerprinted and held against what the teacher saw. Use it
-    with a DataLoader and ``collate_fn=dataset.collate_fn``, or :meth:`loader_like` for a copy of
-    an existing loader.
+    :class:`CachedDataset` and :class:`kdcache.CachedStream` say where samples come from.
 
     Args:
-        dataset: the user's dataset, as it was dumped.
+        dataset: the user's.
         cache: path of the teacher cache; or the cache, or a view of it, opened.
         split: which split of the cache (ignored for a view).
         batch: which leaves are inputs, labels and mask; as in the experiment file.
@@ -87,7 +88,6 @@ class CachedDataset(Dataset[Any]):
 
     Raises:
         CacheMissingError, CacheIncompleteError, CacheCorruptedError: no trustworthy targets.
-        AlignmentError: the dataset has another length than the dumped one (keys by index).
     """
 
     def __init__(
@@ -112,20 +112,15 @@ class CachedDataset(Dataset[Any]):
         self._folder = None if local_copy is None else Path(local_copy)
         self._copy: LocalCopy | None = None
         self._index: KeyIndex | None = None
-        manifest = self.view.manifest
+        self._knows_collate = not check_fingerprints
         self.codec = _with_tables(self.view, codecs)
-        self.source = stored_source(manifest.fingerprint, fingerprint)
+        self.source = stored_source(self.view.manifest.fingerprint, fingerprint)
         self.view.check_complete()
-        sources.check_numbered(dataset)
-        if manifest.key == INDEX and len(dataset) != manifest.num_samples:
-            longer = "longer" if len(dataset) > manifest.num_samples else "shorter"
-            raise AlignmentError(
-                f"the dataset of split {manifest.split!r} has {len(dataset):,} samples, "
-                f"{self.view.cache} was dumped with {manifest.num_samples:,}: it is {longer} than "
-                f"at the dump, and sample {min(len(dataset), manifest.num_samples)} is the first "
-                "without a partner. Restore the dataset, or dump again into a new cache. (For a "
-                "subset or another order, dump with key: content.)"
-            )
+        self._check_dataset()
+
+    @abstractmethod
+    def _check_dataset(self) -> None:
+        """Raise a KdcacheError for a dataset that cannot be joined with this view."""
 
     @property
     def copy(self) -> LocalCopy:
@@ -138,30 +133,35 @@ class CachedDataset(Dataset[Any]):
         # A worker that is spawned opens its own: nothing decoded travels through a pickle.
         return {**self.__dict__, "_copy": None, "_index": None}
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    @property
+    def num_classes(self) -> int:
+        """C of the teacher."""
+        return self.view.manifest.num_classes
 
-    def __getitems__(self, indices: Sequence[int]) -> JoinedSamples:
-        """Fetch, check and join samples in one step (PyTorch's batched fetch)."""
-        samples = sources.fetch(self.dataset, indices)
+    def join(self, numbers: Sequence[int], samples: list[Any]) -> JoinedSamples:
+        """Samples with their rows of the cache.
+
+        Args:
+            numbers: (B,) theirs in the dataset or stream.
+            samples: what it gave.
+
+        Raises:
+            FingerprintMismatchError: a sample is not what the teacher saw.
+            AlignmentError: a sample has no targets.
+        """
         fingerprints = np.asarray([self.source(sample) for sample in samples], np.uint64)
-        rows = self._rows(indices, samples, fingerprints)
+        rows = self._rows(numbers, samples, fingerprints)
         columns = self.copy.take(rows)
         wrong = np.flatnonzero(columns[FINGERPRINT] != fingerprints)
         if self.check_fingerprints and wrong.size:
             at = int(wrong[0])
-            raise mismatch_error(self, indices[at], samples[at], int(rows[at]))
-        return JoinedSamples(indices=indices, samples=samples, columns=columns)
+            raise mismatch_error(self, numbers[at], samples[at], int(rows[at]))
+        return JoinedSamples(indices=numbers, samples=samples, columns=columns)
 
-    def __getitem__(self, index: int) -> JoinedBatch:
-        """One sample and its targets, without collation."""
-        joined = self.__getitems__([index])
-        return JoinedBatch(joined.samples[0], self.targets(joined.columns))
-
-    def _rows(self, indices: Sequence[int], samples: list[Any], fingerprints: Array) -> Array:
+    def _rows(self, numbers: Sequence[int], samples: list[Any], fingerprints: Array) -> Array:
         key = self.view.manifest.key
         if key == INDEX:
-            return _numbers(indices)
+            return _numbers(numbers)
         if self._index is None:
             stored = self.copy.column(FINGERPRINT if key == CONTENT else KEY)
             self._index = KeyIndex(np.ascontiguousarray(stored), key)
@@ -174,7 +174,7 @@ class CachedDataset(Dataset[Any]):
         missing = np.flatnonzero(rows < 0)
         if missing.size:
             at = int(missing[0])
-            raise missing_error(self, indices[at], samples[at])
+            raise missing_error(self, numbers[at], samples[at])
         return rows
 
     def targets(self, columns: Mapping[str, Array]) -> SoftTargets:
@@ -184,17 +184,15 @@ class CachedDataset(Dataset[Any]):
         num_positions = torch.from_numpy(columns[NUM_POSITIONS])
         return self.codec.decode(tensors, num_positions, self.num_classes)
 
-    @property
-    def num_classes(self) -> int:
-        """C of the teacher."""
-        return self.view.manifest.num_classes
-
-    def collate_fn(self, joined: JoinedSamples) -> JoinedBatch:
+    def collate(self, joined: JoinedSamples) -> JoinedBatch:
         """The user's collate function on the samples, with the targets beside its batch.
+
+        Once in every process the function itself is looked at, with the first samples that come.
 
         Raises:
             AlignmentError: the batch has another number of rows than samples, or its mask
-                another number of positions than the teacher's.
+                another number of positions than the teacher's; the function is random, or its
+                rows do not follow their samples.
             DataError: a label is no class; names the sample.
         """
         batch = self.user_collate(joined.samples)
@@ -207,15 +205,79 @@ class CachedDataset(Dataset[Any]):
                 f"collate_fn made {rows} rows of {len(joined.samples)} samples; targets cannot be "
                 "paired with them. Return one row for each sample, in their order."
             )
+        check_labels(selected.labels, self.num_classes, joined.indices)
+        if not self._knows_collate and len(joined.samples) > 1:
+            few = slice(_COLLATED)
+            check_collate(joined.indices[few], joined.samples[few], self.user_collate, mapping)
+            self._knows_collate = True
         # An inferred mask may be no mask of positions: only a model's output tells.
         if selected.mask is not None and not mapping.mask_inferred:
             _check_mask(selected.mask, targets.num_positions, joined.indices)
-        check_labels(selected.labels, self.num_classes, joined.indices)
         return JoinedBatch(batch, targets)
+
+    @abstractmethod
+    def probe(self, count: int, batch_size: int) -> Iterator[JoinedSamples]:
+        """About ``count`` samples, joined in batches: spread over a dataset, a stream's first."""
+
+
+class CachedDataset(Join, Dataset[Any]):
+    """A user's map-style dataset joined with the cached targets of its samples.
+
+    Every sample that is fetched is fingerprinted and held against what the teacher saw. Use it
+    with a DataLoader and ``collate_fn=dataset.collate_fn``, or :meth:`loader_like` for a copy of
+    an existing loader. A stream is joined by :class:`kdcache.CachedStream`.
+
+    Where the cache is keyed by content or by a field, ``dataset`` may be any part or order of what
+    was dumped. For the arguments see :class:`Join`.
+
+    Raises:
+        AlignmentError: the dataset has another length than the dumped one (keys by index).
+        UsageError: it is a stream.
+    """
+
+    def _check_dataset(self) -> None:
+        dataset = self.dataset
+        if sources.is_stream(dataset):
+            raise UsageError(
+                f"{type(dataset).__name__} is a stream: its samples cannot be asked for by number. "
+                "Join it with kdcache.CachedStream."
+            )
+        manifest = self.view.manifest
+        if manifest.key == INDEX and len(dataset) != manifest.num_samples:
+            longer = "longer" if len(dataset) > manifest.num_samples else "shorter"
+            raise AlignmentError(
+                f"the dataset of split {manifest.split!r} has {len(dataset):,} samples, "
+                f"{self.view.cache} was dumped with {manifest.num_samples:,}: it is {longer} than "
+                f"at the dump, and sample {min(len(dataset), manifest.num_samples)} is the first "
+                "without a partner. Restore the dataset, or dump again: with --extend where it has "
+                "grown at its end, with key: content for subsets and other orders."
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> JoinedSamples:
+        """Fetch, check and join samples in one step (PyTorch's batched fetch)."""
+        return self.join(indices, sources.fetch(self.dataset, indices))
+
+    def __getitem__(self, index: int) -> JoinedBatch:
+        """One sample and its targets, without collation."""
+        joined = self.__getitems__([index])
+        return JoinedBatch(joined.samples[0], self.targets(joined.columns))
+
+    def collate_fn(self, joined: JoinedSamples) -> JoinedBatch:
+        """Joined batches for a DataLoader; see :meth:`collate`."""
+        return self.collate(joined)
+
+    def probe(self, count: int, batch_size: int) -> Iterator[JoinedSamples]:
+        """About ``count`` samples spread over the dataset, joined in batches."""
+        numbers = sources.spread(len(self), count)
+        for start in range(0, len(numbers), batch_size):
+            yield self.__getitems__(numbers[start : start + batch_size])
 
     def loader_like(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """A DataLoader with all of a loader's settings, giving joined batches."""
-        sources.check_map_style(loader)
+        sources.check_batched(loader)
         _ = self.copy  # opened before workers are forked, which then share it
         return sources.with_dataset(loader, self, self.collate_fn)
 
@@ -266,8 +328,8 @@ def stored_source(
     name, paths = stored.get("source"), stored.get("paths", [])
     if stored.get("algorithm") != ALGORITHM or not isinstance(paths, list):
         raise CacheCorruptedError(f"the manifest's fingerprint {dict(stored)!r} is not known here.")
-    if name in ("inputs", "sample"):
-        return FingerprintSource(name=name, paths=tuple(paths))
+    if name in ("inputs", "sample") or str(name).startswith(FIELD):
+        return FingerprintSource(name=str(name), paths=tuple(paths))
     if function is None:
         raise UsageError(
             f"the cache fingerprints {name!r}, a function of its maker's. Name the same function "

@@ -18,24 +18,24 @@ from kdcache.errors import AlignmentError, UsageError, suggest
 
 INDEX = "index"
 CONTENT = "content"
-_FIELD = "field:"
+FIELD = "field:"
 
 
 def check_key_source(source: str) -> str:
     """Return the source, or raise UsageError for one that is none."""
-    if source not in (INDEX, CONTENT) and not source.startswith(_FIELD):
-        raise UsageError(f"key: {source!r} is none. {suggest(source, [INDEX, CONTENT, _FIELD])}")
+    if source not in (INDEX, CONTENT) and not source.startswith(FIELD):
+        raise UsageError(f"key: {source!r} is none. {suggest(source, [INDEX, CONTENT, FIELD])}")
     return source
 
 
 def is_stored(source: str) -> bool:
     """Whether keys need a column of their own."""
-    return source.startswith(_FIELD)
+    return source.startswith(FIELD)
 
 
 def field_key(source: str, sample: Any) -> int:
     """The 64-bit key of a sample whose source is ``field:<path>``."""
-    return fingerprint(leaf(sample, source.removeprefix(_FIELD), "key field"))
+    return fingerprint(leaf(sample, source.removeprefix(FIELD), "key field"))
 
 
 def check_unique(source: str, numbers: Sequence[int], samples: Sequence[Any]) -> None:

@@ -5,6 +5,7 @@ The losses on labels stand in ``kdcache.losses.labels``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from kdcache.outputs import flatten_positions
 from kdcache.targets import SoftTargets
 
 MAX_NATS = 100.0
+_ROUNDING = 1e-2
 
 
 def is_class_numbers(labels: Any) -> bool:
@@ -57,6 +59,68 @@ def flat_labels(labels: Any, shape: Sequence[int], mask: Tensor | None) -> Tenso
     if not is_class_numbers(labels) or labels.shape != tuple(shape):
         return None
     return flatten_positions(labels, mask, trailing=0).long()
+
+
+def label_problem(labels: Any, shape: Sequence[int]) -> str:
+    """What labels are that ``flat_labels`` has no use for, and what is wanted; "" for none at all.
+
+    Args:
+        labels: of the batch, of any kind.
+        shape: of the positions, (B, ...).
+    """
+    if labels is None:
+        return ""
+    wanted = f"wanted is one class number a position: whole numbers of shape {tuple(shape)}"
+    if not isinstance(labels, Tensor):
+        return f"they are {type(labels).__name__}, not a tensor; {wanted}"
+    text = f"they are {labels.dtype} of shape {tuple(labels.shape)}; {wanted}"
+    if labels.numel() == math.prod(shape):
+        is_shape = labels.shape == tuple(shape)
+        return f"{text} (labels.{'long()' if is_shape else f'reshape({tuple(shape)})'})"
+    if labels.shape[:-1] == tuple(shape):
+        return f"{text} (labels.argmax(-1), where they are one-hot)"
+    return text
+
+
+def check_class_axis(labels: Any, logits: Tensor) -> None:
+    """Raise DataError for logits whose class axis cannot be the last one, or that have one class.
+
+    Args:
+        labels: of the batch, of any kind.
+        logits: (B, ..., C), the class axis moved to the end.
+    """
+    shape = tuple(logits.shape)
+    if shape[-1] == 1:
+        raise DataError(
+            f"the model gave logits {shape}, of one class. A head with one logit, or one sigmoid "
+            "for each label, is not supported: targets are distributions over classes."
+        )
+    if not is_class_numbers(labels) or labels.shape == shape[:-1]:
+        return
+    others = [n for n in range(1, len(shape) - 1) if shape[:n] + shape[n + 1 :] == labels.shape]
+    if others:
+        raise DataError(
+            f"the labels are {tuple(labels.shape)} and the logits {shape}: not the last but axis "
+            f"{others[0]} seems to hold the classes. Set batch.class_dim to it."
+        )
+
+
+def check_single_label(labels: Any, num_rows: int, num_classes: int) -> None:
+    """Raise DataError for labels (B, C) that name several classes of a sample.
+
+    Args:
+        labels: of the batch, of any kind; one-hot or soft labels, whose rows sum to 1, are fine.
+        num_rows: B.
+        num_classes: C.
+    """
+    if not isinstance(labels, Tensor) or labels.shape != (num_rows, num_classes):
+        return
+    if bool((labels.sum(dim=-1) > 1 + _ROUNDING).any()):
+        raise DataError(
+            f"the labels are {tuple(labels.shape)}, and some row names several classes: "
+            "multi-label heads are not supported. Targets are distributions over classes; name "
+            "labels of one class a position (batch.labels), or none."
+        )
 
 
 def target_labels(selected: Selected, targets: SoftTargets) -> Tensor | None:

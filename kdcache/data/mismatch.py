@@ -81,6 +81,8 @@ def _listed(joined: Joined, index: int, sample: Any) -> str:
 
 def _causes(joined: Joined, index: int, sample: Any) -> list[str]:
     found = joined.source(sample)
+    if sources.is_stream(joined.dataset):
+        return _in_other_split(joined, found) or [_EDITED]
     if joined.source(sources.fetch(joined.dataset, [index])[0]) != found:
         return [_RANDOM]
     # Only where keys are numbers do numbers of the dump and of this dataset mean the same.

@@ -1,37 +1,29 @@
 """Start-up checks of data and cache, before the first sample is dumped or used.
 
-They look for what no per-sample fingerprint can see: a random dataset or collate function, a
-collate that reorders or drops, classes in another order, labels that belong to other samples.
+They look for what no per-sample fingerprint can see: a random dataset, a collate function that
+is random, reorders or drops, classes in another order, labels that belong to other samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.data.batch import Mapped, Selected
-from kdcache.data.fingerprint import fingerprint
-from kdcache.data.join import CachedDataset, JoinedBatch
+from kdcache.data import sources
+from kdcache.data.collation import check_collate
+from kdcache.data.join import Join, JoinedBatch
 from kdcache.data.labels import label_nats, target_labels
 from kdcache.errors import AlignmentError, MismatchError
+from kdcache.losses.labels import IGNORE_INDEX
 
 NUM_PROBES = 1024
 _BATCH = 32
-_REPEATED, _REPEATS = 4, 8
 _CANARY_SIGMAS = 6.0
 _CANARY_NATS = 0.05
-
-
-def spread(length: int, count: int) -> list[int]:
-    """At most ``count`` numbers spread evenly over 0 to length - 1, both ends included."""
-    if length <= count:
-        return list(range(length))
-    return [int(n) for n in np.unique(np.linspace(0, length - 1, count).astype(np.int64))]
 
 
 def check_repeatable(
@@ -57,75 +49,12 @@ def check_repeatable(
             )
 
 
-def check_collate(
-    samples: Sequence[Any], collate_fn: Callable[[list[Any]], Any], mapping: Mapped
-) -> None:
-    """Raise AlignmentError where a collate function is random, reorders, drops or crops.
-
-    A few samples are collated several times over, all of them once in another order: rows must
-    follow their samples.
-
-    Args:
-        samples: some samples of the dataset.
-        collate_fn: the user's.
-        mapping: the resolved batch mapping.
-    """
-
-    def collated(order: Iterable[int]) -> list[Tensor]:
-        return _leaves(mapping.select(collate_fn([samples[number] for number in order])))
-
-    few = range(min(len(samples), _REPEATED))
-    if len({fingerprint(collated(few)) for _ in range(_REPEATS)}) > 1:
-        raise AlignmentError(
-            "collate_fn is random: the same samples, collated twice, differ. The check of what the "
-            "teacher saw is made before collation and cannot see this; make collation deterministic"
-            " and move randomness into the dataset."
-        )
-    order = np.random.default_rng(0).permutation(len(samples)).tolist()
-    first, permuted = collated(range(len(samples))), collated(order)
-    rows = {len(leaf) for leaf in (*first, *permuted)}
-    if rows - {len(samples)} or len(first) != len(permuted):
-        raise AlignmentError(
-            f"collate_fn made {sorted(rows)} rows of {len(samples)} samples. Targets cannot be "
-            "paired with them; return one row for each sample, in their order."
-        )
-    if any(not _same(a[order], b) for a, b in zip(first, permuted, strict=True)):
-        raise AlignmentError(
-            "collate_fn reorders its samples: the same samples in another order gave rows that "
-            "do not follow them (sorting by length does this). Targets are paired by order "
-            "within a batch; sort in the sampler, or not at all."
-        )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal in shape and content, where NaN equals NaN."""
-    return a.shape == b.shape and fingerprint(a) == fingerprint(b)
-
-
-def _leaves(selected: Selected) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor) and value.dim():
-            found.append(value)
-        elif isinstance(value, Mapping):
-            for key in sorted(value, key=str):
-                visit(value[key])
-        elif isinstance(value, list | tuple):
-            for item in value:
-                visit(item)
-
-    for value in (selected.args, selected.kwargs, selected.labels, selected.mask):
-        visit(value)
-    return found
-
-
-def check_join(joined: CachedDataset, class_names: Sequence[str] = ()) -> None:
+def check_join(joined: Join, class_names: Sequence[str] = ()) -> None:
     """Everything that a student's first step relies on, on about a thousand samples.
 
     Args:
-        joined: the dataset to train from.
-        class_names: the student's class names in order, where known.
+        joined: the dataset or stream to train from.
+        class_names: the student's class names in order; the dataset's own if empty.
 
     Raises:
         FingerprintMismatchError: a probed sample is not what the teacher saw.
@@ -133,17 +62,18 @@ def check_join(joined: CachedDataset, class_names: Sequence[str] = ()) -> None:
         MismatchError: class names or labels belong to another class order.
     """
     manifest = joined.view.manifest
-    if class_names and manifest.class_names:
-        _check_class_names(manifest.class_names, tuple(class_names))
-    samples = joined.__getitems__(spread(len(joined), _BATCH)).samples
-    first = joined.mapping.resolve(joined.user_collate(samples))
-    check_collate(samples, joined.user_collate, first)
-    probes = spread(len(joined), NUM_PROBES)
-    cross_entropies: list[Tensor] = []
-    for start in range(0, len(probes), _BATCH):
-        part = joined.__getitems__(probes[start : start + _BATCH])
-        cross_entropies.append(_cross_entropies(joined, joined.collate_fn(part)))
-    _check_canary(joined, torch.cat(cross_entropies))
+    names = tuple(class_names) or sources.class_names(None, joined.dataset)
+    if names and manifest.class_names:
+        _check_class_names(manifest.class_names, names)
+    few = next(iter(joined.probe(_BATCH, _BATCH)), None)
+    if few is None:
+        raise AlignmentError(f"the stream joined with {joined.view.cache} gives no sample.")
+    first = joined.mapping.resolve(joined.user_collate(few.samples))
+    check_collate(few.indices, few.samples, joined.user_collate, first)
+    parts = joined.probe(NUM_PROBES, _BATCH)
+    labelled = [_labelled(joined, joined.collate(part)) for part in parts]
+    nats, labels, top = (torch.cat(each) for each in zip(*labelled, strict=True))
+    _check_canary(joined, nats, labels, top)
 
 
 def _check_class_names(cache: tuple[str, ...], run: tuple[str, ...]) -> None:
@@ -161,12 +91,17 @@ def _check_class_names(cache: tuple[str, ...], run: tuple[str, ...]) -> None:
     )
 
 
-def _cross_entropies(joined: CachedDataset, batch: JoinedBatch) -> Tensor:
+def _labelled(joined: Join, batch: JoinedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every labelled position: the targets' cross-entropy, the label, the teacher's class."""
     labels = target_labels(joined.mapping.resolve(batch.batch).select(batch.batch), batch.targets)
-    return torch.zeros(0) if labels is None else label_nats(batch.targets, labels)
+    if labels is None:
+        none = torch.zeros(0, dtype=torch.int64)
+        return none.double(), none, none
+    known = labels != IGNORE_INDEX
+    return label_nats(batch.targets, labels), labels[known], batch.targets.top_class()[known]
 
 
-def _check_canary(joined: CachedDataset, now: Tensor) -> None:
+def _check_canary(joined: Join, now: Tensor, labels: Tensor, top: Tensor) -> None:
     """Hold the targets' cross-entropy on this run's labels against the value at the dump."""
     total = dict.fromkeys(("labelled", "stored_cross_entropy", "stored_cross_entropy_squared"), 0.0)
     for commit in joined.view.commits:
@@ -183,4 +118,24 @@ def _check_canary(joined: CachedDataset, now: Tensor) -> None:
             f"the teacher's cross-entropy on this run's labels is {found:.3f} nats over "
             f"{len(now):,} probed positions; at the dump it was {mean:.3f}. Labels and targets "
             "name different things: other class order, other labels, or labels of other samples."
+            f"{_confused(joined.view.manifest.class_names, labels, top)}"
         )
+
+
+def _confused(names: Sequence[str], labels: Tensor, top: Tensor) -> str:
+    """The class that labels and teacher most often disagree about."""
+    wrong = labels != top
+    if not bool(wrong.any()):
+        return ""
+    label = int(labels[wrong].mode().values)
+    teacher = int(top[wrong & (labels == label)].mode().values)
+    of_label = labels == label
+    number = int((top[of_label] == teacher).sum())
+
+    def called(a_class: int) -> str:
+        return f"class {a_class}" + (f" ({names[a_class]!r})" if names else "")
+
+    return (
+        f" Of {int(of_label.sum()):,} positions labelled {called(label)}, the teacher takes "
+        f"{number:,} for {called(teacher)}."
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from kdcache.errors import AlignmentError, DataError, UsageError
@@ -98,9 +99,8 @@ def class_names(data: Any, dataset: Any) -> tuple[str, ...]:
     return ()
 
 
-def check_map_style(loader: Loader) -> None:
-    """Raise DataError for a loader whose samples cannot be asked for by number."""
-    check_numbered(loader.dataset)
+def check_batched(loader: Loader) -> None:
+    """Raise DataError for a loader whose dataset makes the batches."""
     if loader.batch_size is None and loader.batch_sampler is None:
         raise DataError(
             "a DataLoader with batch_size=None gives batches that the dataset made; kdcache joins "
@@ -108,13 +108,16 @@ def check_map_style(loader: Loader) -> None:
         )
 
 
-def check_numbered(dataset: Any) -> None:
-    """Raise DataError for a dataset whose samples cannot be asked for by number."""
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise DataError(
-            f"{type(dataset).__name__} is a stream: its samples cannot be asked for by number, "
-            "which is not supported yet. Give a map-style dataset (__getitem__ and __len__)."
-        )
+def is_stream(dataset: Any) -> bool:
+    """Whether samples come one after another, and cannot be asked for by number."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
+
+
+def spread(length: int, count: int) -> list[int]:
+    """At most ``count`` numbers spread evenly over 0 to length - 1, both ends included."""
+    if length <= count:
+        return list(range(length))
+    return [int(n) for n in np.unique(np.linspace(0, length - 1, count).astype(np.int64))]
 
 
 def worker_options(loader: Loader) -> dict[str, Any]:
@@ -138,12 +141,14 @@ def worker_options(loader: Loader) -> dict[str, Any]:
 def with_dataset(
     loader: Loader, dataset: Dataset[Any], collate_fn: Callable[[Any], Any]
 ) -> DataLoader[Any]:
-    """A DataLoader like the user's, over another dataset with the same sample numbers.
+    """A DataLoader like the user's, over another dataset with the same sample numbers, or stream.
 
     Batch size, sampler or batch sampler, workers and all other settings are kept.
     """
     options = {**worker_options(loader), "in_order": loader.in_order}
-    if loader.batch_size is None:
+    if isinstance(dataset, IterableDataset):
+        options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    elif loader.batch_size is None:
         options["batch_sampler"] = loader.batch_sampler
     else:
         options |= {

@@ -5,6 +5,7 @@ Nothing here is imported by stage two; the stages meet on disk.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,8 @@ from kdcache.data import sources
 from kdcache.data.batch import Mapped, parse_mapping
 from kdcache.dump.launch import run_on_devices
 from kdcache.dump.loop import DumpJob, run
-from kdcache.dump.replica import this_replica
+from kdcache.dump.preemption import Preemption
+from kdcache.dump.ranks import joined, this_replica
 from kdcache.errors import UsageError
 from kdcache.store import Cache
 
@@ -37,10 +39,14 @@ def dump_teacher(
     key: str = "index",
     fingerprint: str | Callable[[Any], Any] = "inputs",
     samples_per_shard: int | None = None,
+    pilot: bool = True,
+    extend: bool = False,
     devices: int = 1,
     part: str | None = None,
+    ranks_per_replica: int = 1,
     accelerator: str = "auto",
     precision: str = "32-true",
+    grace_s: float = 30.0,
     progress: bool = True,
 ) -> Cache:
     """Run a teacher over every sample once and keep its soft targets.
@@ -54,20 +60,31 @@ def dump_teacher(
             where something is missing. It is put into eval mode and frozen.
         data: a DataLoader (split ``train``), split name -> DataLoader, or an object with training
             and validation loaders (see :func:`kdcache.data.sources.loaders`). Their datasets,
-            collate functions, batch sizes and workers are used; their order is not.
+            collate functions, batch sizes and workers are used; their order is not. A stream
+            (IterableDataset) needs a key other than its number.
         cache: folder of the teacher cache; made if it is missing.
         codec: how logits are stored; ``DenseCodec()`` (float16 and offset) if None.
         batch: which leaves of a batch are inputs, labels and mask, and ``class_dim``; a mapping
             as in the experiment file's ``batch:``, or None where it can be inferred.
         class_names: in class order; compared with the student's before training.
         key: ``index``, ``content`` or ``field:<path>``: what joins samples and targets.
-        fingerprint: ``inputs``, ``sample``, or a function from a sample to what counts.
+        fingerprint: ``inputs``, ``sample``, ``field:<path>`` (raw bytes, token ids), or a function
+            from a sample to what counts as seen.
         samples_per_shard: unit of work and loss; chosen from size and count if None.
+        pilot: measure a few samples before the first shard: what the codec costs, and how far
+            targets depend on the batch. The numbers stand in the cache.
+        extend: dump what the datasets have gained at their ends since the cache was made.
         devices: processes to start on this machine, one teacher each.
         part: ``3/16``: this job's share (from 0) where independent jobs fill one cache. Under
             torchrun or SLURM the rank is read from the environment.
+        ranks_per_replica: consecutive ranks of torchrun or SLURM that hold one teacher together
+            (FSDP, tensor parallel). They run the same batches; the first of them writes.
+            ``torch.distributed`` is initialised if it is not yet, with the replica's ranks as its
+            world, before a teacher that is given as a function is made: ``fully_shard(model)``
+            in there needs no mesh.
         accelerator: ``auto``, ``cpu``, ``cuda``, ...
         precision: Fabric's names: ``32-true``, ``bf16-mixed``, ``16-mixed``, ...
+        grace_s: seconds after SIGTERM in which the shard in hand is finished, where it can be.
         progress: show a bar where standard error is a terminal.
 
     Returns:
@@ -78,6 +95,7 @@ def dump_teacher(
         MismatchError: the cache was begun with other settings; field by field.
         DataError: logits with NaN or +inf, labels out of range; names the sample.
         AlignmentError: a random dataset, a collate function that reorders or drops.
+        PreemptedError: SIGTERM came (in the main thread); what was finished is committed.
     """
     job = DumpJob(
         teacher=teacher,
@@ -89,11 +107,20 @@ def dump_teacher(
         key=key,
         fingerprint=fingerprint,
         samples_per_shard=samples_per_shard,
+        pilot=pilot,
+        extend=extend,
         accelerator=accelerator,
         precision=precision,
+        grace_s=grace_s,
         progress=progress,
     )
-    return run_job(functools.partial(dataclasses.replace, job), devices=devices, part=part)
+    return run_job(
+        functools.partial(dataclasses.replace, job),
+        cache=job.cache,
+        devices=devices,
+        part=part,
+        ranks_per_replica=ranks_per_replica,
+    )
 
 
 def _loaders(data: Any) -> dict[str, sources.Loader]:
@@ -106,16 +133,36 @@ def _loaders(data: Any) -> dict[str, sources.Loader]:
     return {sources.TRAIN: train, **validation}
 
 
-def run_job(make_job: Callable[[], DumpJob], *, devices: int = 1, part: str | None = None) -> Cache:
-    """Run a job here, as this process's replica, or on several devices of this machine."""
+def run_job(
+    make_job: Callable[[], DumpJob],
+    *,
+    cache: Path,
+    devices: int = 1,
+    part: str | None = None,
+    ranks_per_replica: int = 1,
+) -> Cache:
+    """Run a job here, as this process's replica, or on several devices of this machine.
+
+    Args:
+        make_job: called in every process that dumps, where its ranks have met.
+        cache: that the job fills.
+        devices: processes to start here, one replica each.
+        part: this job's share.
+        ranks_per_replica: launched processes that hold one teacher together.
+    """
     if devices < 1:
         raise UsageError(f"devices is at least 1, not {devices}.")
-    replica = this_replica(part)
-    if devices == 1:
-        return run(make_job(), replica)
-    if replica.count > 1:
+    replica = this_replica(part, ranks_per_replica=ranks_per_replica)
+    if devices > 1 and max(replica.count, replica.num_ranks) > 1:
         raise UsageError(
             f"devices={devices} starts processes, but this is already replica {replica.number} of "
             f"{replica.count} (part, torchrun or SLURM). Use one of the two."
         )
-    return run_on_devices(make_job, devices)
+    with Preemption(cache) as preemption:
+        if devices > 1:
+            return run_on_devices(make_job, devices, cache=cache, preemption=preemption)
+        with joined(replica) as ranks:
+            # Ranks that belong together stop together: a signal is only noted.
+            alone = replica.num_ranks == 1
+            with contextlib.nullcontext() if alone else preemption.in_hand():
+                return run(make_job(), ranks, preemption)

@@ -17,7 +17,7 @@ from kdcache.columns import FINGERPRINT, KEY, NUM_POSITIONS, Array
 from kdcache.data.batch import Selected
 from kdcache.data.forward import FlatOutput
 from kdcache.data.keys import CONTENT
-from kdcache.data.labels import check_labels
+from kdcache.data.labels import check_labels, check_single_label
 from kdcache.dump.keyed import KeyedBatch
 from kdcache.dump.statistics import batch_statistics
 from kdcache.errors import AlignmentError, DataError
@@ -34,7 +34,7 @@ class EncodedBatch:
         arrays: column name -> rows that never were on a device.
         invalid: (P,) bool, logits that are NaN or +inf, or a row without a finite one.
         num_positions: (B,) int64.
-        statistics: (7,) float64.
+        statistics: (S,) float64, sums in the order of ``statistics.NAMES``.
         ends_shard: whether the shard is whole with this batch.
     """
 
@@ -69,13 +69,14 @@ def check_rows(
             f"samples {samples[0]} to {samples[-1]}: the teacher gave {output.logits.shape[-1]} "
             f"classes, {num_classes} before. Mend the teacher, or say batch.class_dim."
         )
+    if output.labels is None:
+        check_single_label(selected.labels, rows, num_classes)
     check_labels(selected.labels, num_classes, samples)
 
 
 def invalid_positions(logits: Tensor) -> Tensor:
     """(P,) bool: NaN or +inf among a position's logits (P, C), or no finite one."""
-    usable = (logits < torch.inf).all(dim=-1)  # false for NaN, too
-    return ~(usable & (logits > -torch.inf).any(dim=-1))
+    return ~logits.amax(dim=-1).isfinite()  # a NaN is the largest of all
 
 
 def check_valid(invalid: Tensor, num_positions: Tensor, samples: Sequence[int]) -> None:
@@ -140,10 +141,14 @@ def make_draws(keyed: KeyedBatch, num_positions: Tensor, num_rows: int, key: str
     """(P, 2) int64: the key of each position's sample, and its place within the sample."""
     numbers = np.asarray(keyed.samples, np.uint64)
     keys = keyed.identity[FINGERPRINT] if key == CONTENT else keyed.identity.get(KEY, numbers)
+    return draws_of(torch.from_numpy(keys.view(np.int64)), num_positions, num_rows)
+
+
+def draws_of(keys: Tensor, num_positions: Tensor, num_rows: int) -> Tensor:
+    """The same from (B,) int64 keys, on the counts' device."""
     device = num_positions.device
-    owners = torch.from_numpy(keys.view(np.int64)).to(device)
     first = num_positions.cumsum(0) - num_positions
-    both = torch.stack([owners, first], dim=-1)
+    both = torch.stack([keys.to(device), first], dim=-1)
     repeated = both.repeat_interleave(num_positions, dim=0, output_size=num_rows)
     places = torch.arange(num_rows, device=device) - repeated[:, 1]
     return torch.stack([repeated[:, 0], places], dim=-1)

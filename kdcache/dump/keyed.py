@@ -6,17 +6,19 @@ sample exactly once, and never two shards in one batch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from kdcache.columns import FINGERPRINT, KEY, Array
 from kdcache.data import sources
 from kdcache.data.fingerprint import FingerprintSource
 from kdcache.data.keys import field_key, is_stored
+from kdcache.dump.preemption import out_of_reach
 from kdcache.store import Manifest
 
 
@@ -39,7 +41,7 @@ class KeyedDataset(Dataset[Any]):
     """The user's dataset, fingerprinted before collation.
 
     Args:
-        dataset: map-style.
+        dataset: map-style, or a stream whose samples are given to :meth:`batch`.
         collate_fn: the user's.
         source: what is fingerprinted.
         key: where keys come from.
@@ -62,9 +64,12 @@ class KeyedDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> KeyedBatch:
         """Fetch, fingerprint and collate one batch (PyTorch's batched fetch)."""
-        samples = sources.fetch(self.dataset, indices)
+        return self.batch(indices, sources.fetch(self.dataset, indices))
+
+    def batch(self, numbers: Sequence[int], samples: list[Any]) -> KeyedBatch:
+        """Fingerprint and collate samples that are here."""
         return KeyedBatch(
-            samples=tuple(indices),
+            samples=tuple(numbers),
             identity=self.identity(samples),
             batch=self._collate(samples),
         )
@@ -90,6 +95,98 @@ def shard_batches(manifest: Manifest, shards: Sequence[int]) -> Iterator[tuple[i
             yield shard, list(range(first, min(first + manifest.batch_size, stop)))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StreamItem:
+    """What a stream's reader says of its next few samples, which lie in one block.
+
+    Attributes:
+        shard: the block.
+        first: number of the first sample.
+        keyed: a batch for the teacher; None in a block that is not wanted.
+        ends_shard: whether the block is whole with them.
+        fingerprints: of the samples, where the block is in the cache already.
+        length: samples of the whole stream, with its last item.
+    """
+
+    shard: int
+    first: int
+    keyed: KeyedBatch | None = None
+    ends_shard: bool = False
+    fingerprints: Array | None = None
+    length: int | None = None
+
+
+class KeyedStream(IterableDataset[StreamItem]):
+    """A user's stream, cut into blocks of the size of a shard, and those into batches.
+
+    Args:
+        keyed: the stream with its collate function, fingerprints and keys.
+        samples_per_shard: of a block.
+        batch_size: of a batch.
+        part: (number, count): the blocks with number % count are wanted.
+        done: blocks that are in the cache already.
+    """
+
+    def __init__(
+        self,
+        keyed: KeyedDataset,
+        *,
+        samples_per_shard: int,
+        batch_size: int,
+        part: tuple[int, int],
+        done: frozenset[int],
+    ) -> None:
+        self._keyed = keyed
+        self._samples_per_shard = samples_per_shard
+        self._batch_size = batch_size
+        self._part = part
+        self._done = done
+
+    def __iter__(self) -> Iterator[StreamItem]:
+        """Batch after batch; one is held back, so that the last is known to be the last."""
+        samples = iter(self._keyed.dataset)
+        first, part = 0, list(itertools.islice(samples, self._room(0)))
+        while part:
+            stop = first + len(part)
+            upcoming = list(itertools.islice(samples, self._room(stop)))
+            item = self._item(first, part)
+            ends_shard = stop % self._samples_per_shard == 0 or not upcoming
+            yield replace(item, ends_shard=ends_shard, length=None if upcoming else stop)
+            first, part = stop, upcoming
+
+    def _room(self, first: int) -> int:
+        """Samples of a batch that begins at ``first``: it does not leave its block."""
+        return min(self._batch_size, self._samples_per_shard - first % self._samples_per_shard)
+
+    def _item(self, first: int, samples: list[Any]) -> StreamItem:
+        shard = first // self._samples_per_shard
+        number, count = self._part
+        if shard in self._done:
+            found = self._keyed.identity(samples)[FINGERPRINT]
+            return StreamItem(shard=shard, first=first, fingerprints=found)
+        if shard % count != number:
+            return StreamItem(shard=shard, first=first)
+        keyed = self._keyed.batch(range(first, first + len(samples)), samples)
+        return StreamItem(shard=shard, first=first, keyed=keyed)
+
+
+def _worker_options(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Of the user's loader; its workers live on where SIGTERM asks for the end of the dump."""
+    options = sources.worker_options(loader)
+    return {**options, "worker_init_fn": out_of_reach(loader.worker_init_fn)}
+
+
+def stream_loader(loader: DataLoader[Any], dataset: KeyedStream) -> DataLoader[Any]:
+    """A loader over a stream: at most one worker, since two would each read half of it."""
+    options = _worker_options(loader)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        collate_fn=_already_collated,
+        **{**options, "num_workers": min(1, loader.num_workers)},
+    )
+
+
 def _already_collated(batch: Any) -> Any:
     return batch
 
@@ -98,5 +195,5 @@ def keyed_loader(
     loader: DataLoader[Any], dataset: KeyedDataset, batches: Sequence[list[int]]
 ) -> DataLoader[Any]:
     """A loader over exactly these batches, with the workers of the user's loader."""
-    options = sources.worker_options(loader)
+    options = _worker_options(loader)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_already_collated, **options)

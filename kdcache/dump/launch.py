@@ -1,76 +1,155 @@
 """Starting several replicas on one machine, one process each, and waiting for all of them.
 
-Processes are spawned, never forked, and share nothing but the cache: one that fails or dies
-leaves the others to finish their shards.
+Processes are spawned, never forked, and share nothing but the cache, not even a queue: one that
+fails or dies leaves the others to finish their shards. SIGTERM is passed on to all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import multiprocessing
 import signal
 from collections.abc import Callable
-from multiprocessing.queues import SimpleQueue
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdcache.dump.loop import DumpJob, run
+from kdcache.dump.preemption import Preemption, Stopped
+from kdcache.dump.ranks import Ranks
 from kdcache.dump.replica import Replica
-from kdcache.errors import KdcacheError, UsageError, paragraph
+from kdcache.errors import KdcacheError, PreemptedError, UsageError, paragraph
 from kdcache.store import Cache, open_cache
 
 MakeJob = Callable[[], DumpJob]
 
+# What a pipe takes in one piece, so that a message is there whole or not at all.
+_MAX_MESSAGE_BYTES = 8 << 10
 
-def run_on_devices(make_job: MakeJob, num_devices: int) -> Cache:
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a replica's process ended.
+
+    Attributes:
+        number: of the replica.
+        count: of all replicas.
+        exit_code: negative: the signal that ended it; None: it was never started.
+        kind: of the error that it told of.
+        text: what it told.
+    """
+
+    number: int
+    count: int
+    exit_code: int | None
+    kind: type[KdcacheError] | None = None
+    text: str = ""
+
+    def is_preempted(self, requested: bool) -> bool:
+        """Whether SIGTERM ended it: of its own accord, or (early) where we had passed it on."""
+        passed_on = requested and self.exit_code in (None, -signal.SIGTERM)
+        return passed_on or self.kind is PreemptedError
+
+    def __str__(self) -> str:
+        """One sentence or more for a person."""
+        if self.kind is not None:
+            return f"replica {self.number} of {self.count}: {self.text}"
+        if self.exit_code is None:
+            return f"replica {self.number} was not started."
+        if self.exit_code >= 0:
+            return f"replica {self.number} ended with exit code {self.exit_code}."
+        name = signal.Signals(-self.exit_code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"replica {self.number} was killed by {name}{hint}."
+
+
+def run_on_devices(
+    make_job: MakeJob, num_devices: int, *, cache: Path, preemption: Preemption
+) -> Cache:
     """Dump on several devices of this machine.
 
     Args:
         make_job: picklable; called in every process.
         num_devices: processes to start.
+        cache: that the job fills.
+        preemption: what SIGTERM does here.
 
     Raises:
         KdcacheError: a replica failed; says which and why. What others committed stays.
+        Stopped: SIGTERM ended replicas, and nothing else did.
     """
     content = _pickled(make_job)
     context = multiprocessing.get_context("spawn")
-    failures: SimpleQueue[Any] = context.SimpleQueue()
-    processes = [
-        context.Process(
-            target=_run_replica,
-            args=(content, Replica(number=n, count=num_devices, device=n), failures),
-            name=f"kdcache-replica-{n}",
-        )
-        for n in range(num_devices)
+    replicas = [Replica(number=n, count=num_devices, device=n) for n in range(num_devices)]
+    processes: list[SpawnProcess] = []
+
+    def pass_on() -> None:
+        for process in processes:
+            process.terminate()
+
+    with preemption.in_hand(pass_on):
+        receivers: list[Connection[Any, Any]] = []
+        for replica in replicas:
+            if preemption.requested:
+                break
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_run_replica,
+                args=(content, replica, cache, sender),
+                name=f"kdcache-replica-{replica.number}",
+            )
+            process.start()
+            sender.close()
+            receivers.append(receiver)
+            processes.append(process)
+        if preemption.requested:  # it may have come between a start and its entry in the list
+            pass_on()
+        endings = list(map(_ending, replicas, processes, receivers))
+    endings += [
+        Ending(number=number, count=num_devices, exit_code=None)
+        for number in range(len(endings), num_devices)
     ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    endings = {n: process.exitcode for n, process in enumerate(processes) if process.exitcode}
-    if not endings:
-        return open_cache(make_job().cache)
-    told: dict[int, tuple[type[KdcacheError], str]] = {}
-    while not failures.empty():
-        number, kind, text = failures.get()
-        told[number] = kind, f"replica {number} of {num_devices}: {text}"
-    lines = [told[n][1] if n in told else _ending(n, code) for n, code in endings.items()]
-    if not told:
+    bad = [ending for ending in endings if ending.exit_code != 0]
+    if not bad:
+        return open_cache(cache)
+    if all(ending.is_preempted(preemption.requested) for ending in bad):
+        raise Stopped
+    raise _error(bad)
+
+
+def _ending(replica: Replica, process: SpawnProcess, receiver: Connection[Any, Any]) -> Ending:
+    process.join()
+    kind, text = None, ""
+    # The pipe's end comes when every process that holds it has ended, a DataLoader's worker, too.
+    with contextlib.suppress(EOFError):
+        if receiver.poll():
+            kind, text = receiver.recv()
+    return Ending(
+        number=replica.number,
+        count=replica.count,
+        exit_code=process.exitcode,
+        kind=kind,
+        text=text,
+    )
+
+
+def _error(bad: list[Ending]) -> KdcacheError:
+    """One error for all replicas that did not end well; a failure counts more than SIGTERM."""
+    kinds = [ending.kind for ending in bad if ending.kind is not None]
+    failed = [kind for kind in kinds if kind is not PreemptedError]
+    lines = [str(ending) for ending in bad]
+    if not failed:
         lines.append(
-            f"The other replicas of {num_devices} ran on. What was committed stays; run the same "
+            f"The other replicas of {bad[0].count} ran on. What was committed stays; run the same "
             "command again to dump what is missing."
         )
-    raise next(iter(told.values()), (KdcacheError, ""))[0]("\n".join(lines))
-
-
-def _ending(number: int, exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"replica {number} ended with exit code {exit_code}."
-    name = signal.Signals(-exit_code).name
-    hint = " (out of memory?)" if name == "SIGKILL" else ""
-    return f"replica {number} was killed by {name}{hint}."
+    return next(iter(failed), KdcacheError)("\n".join(lines))
 
 
 class _ByValue(ForkingPickler):
@@ -92,10 +171,14 @@ def _pickled(make_job: MakeJob) -> bytes:
         ) from error
 
 
-def _run_replica(content: bytes, replica: Replica, failures: SimpleQueue[Any]) -> None:
+def _run_replica(
+    content: bytes, replica: Replica, cache: Path, sender: Connection[Any, Any]
+) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // replica.count))
     try:
-        run(ForkingPickler.loads(content)(), replica)
+        with Preemption(cache) as preemption:
+            run(ForkingPickler.loads(content)(), Ranks(replica), preemption)
     except KdcacheError as error:
-        failures.put((replica.number, type(error), paragraph(error)))
+        text = paragraph(error).encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
+        sender.send((type(error), text))
         raise SystemExit(error.exit_code) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from kdcache.data import sources
 from kdcache.data.batch import BatchMapping, Mapped
 from kdcache.data.keys import INDEX, check_key_source
 from kdcache.dump.encoding import check_rows, encode
-from kdcache.dump.keyed import KeyedDataset, keyed_loader, shard_batches
 from kdcache.dump.plan import SplitPlan, plan_split
+from kdcache.dump.preemption import Preemption, Stopped
 from kdcache.dump.progress import DumpProgress
-from kdcache.dump.replica import Replica
+from kdcache.dump.ranks import Ranks
 from kdcache.dump.shard_writer import ShardWriter
 from kdcache.dump.split_data import SplitData, choose_source
 from kdcache.dump.teacher import TeacherForward, weights_digest
+from kdcache.dump.work import Work, numbered_work, stream_work
 from kdcache.errors import CacheMissingError, UsageError
-from kdcache.store import Cache, View, ViewWriter, check_cache_path, open_cache
+from kdcache.store import Cache, Manifest, View, ViewWriter, check_cache_path, open_cache
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,11 @@ class DumpJob:
     key: str = INDEX
     fingerprint: str | Callable[[Any], Any] = "inputs"
     samples_per_shard: int | None = None
+    pilot: bool = True
+    extend: bool = False
     accelerator: str = "auto"
     precision: str = "32-true"
+    grace_s: float = 30.0
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -58,6 +62,8 @@ class DumpJob:
             )
         if self.samples_per_shard is not None and self.samples_per_shard < 1:
             raise UsageError(f"samples_per_shard is at least 1, not {self.samples_per_shard}.")
+        if not self.grace_s >= 0:
+            raise UsageError(f"grace_s is a time in seconds, 0 or more, not {self.grace_s}.")
 
 
 def is_complete(cache: Path, splits: Sequence[str]) -> bool:
@@ -69,13 +75,15 @@ def is_complete(cache: Path, splits: Sequence[str]) -> bool:
     return all(split in opened and opened[split].is_complete for split in splits)
 
 
-def run(job: DumpJob, replica: Replica) -> Cache:
+def run(job: DumpJob, ranks: Ranks, preemption: Preemption) -> Cache:
     """Dump this replica's share of every split.
 
     A teacher given as a factory is only built where something is missing.
     """
     check_cache_path(job.cache)
-    if not isinstance(job.teacher, nn.Module) and is_complete(job.cache, tuple(job.loaders)):
+    is_there = ranks.if_first(is_complete(job.cache, tuple(job.loaders)))
+    grows = ranks.if_first(any(grown_from(job, split) is not None for split in job.loaders))
+    if not isinstance(job.teacher, nn.Module) and is_there and not grows:
         for split in job.loaders:
             check_unchanged(job, split)
         log.info("%s was complete, and is reused without its teacher", job.cache)
@@ -85,12 +93,37 @@ def run(job: DumpJob, replica: Replica) -> Cache:
         job.mapping,
         accelerator=job.accelerator,
         precision=job.precision,
-        device=replica.device,
+        device=ranks.replica.device,
     )
     weights = weights_digest(forward.module)
     for split in job.loaders:
-        _dump_split(job, split, forward=forward.for_split(), weights=weights, replica=replica)
+        preemption.check(ranks)
+        _dump_split(
+            job,
+            split,
+            forward=forward.for_split(),
+            weights=weights,
+            ranks=ranks,
+            preemption=preemption,
+        )
     return open_cache(job.cache)
+
+
+def is_begun(cache: Path, split: str) -> bool:
+    """Whether a cache has a split, complete or not."""
+    try:
+        return split in open_cache(cache)
+    except CacheMissingError:
+        return False
+
+
+def grown_from(job: DumpJob, split: str) -> int | None:
+    """Samples of a split that is there and is to be extended by this job; None for any other."""
+    dataset: Any = job.loaders[split].dataset
+    if not job.extend or sources.is_stream(dataset) or not is_begun(job.cache, split):
+        return None
+    there = open_cache(job.cache)[split].manifest.num_samples
+    return there if there < len(dataset) else None
 
 
 def check_unchanged(job: DumpJob, split: str) -> None:
@@ -100,6 +133,15 @@ def check_unchanged(job: DumpJob, split: str) -> None:
         MismatchError: field by field.
     """
     found = open_cache(job.cache)[split].manifest
+    ViewWriter.create(job.cache, as_this_job(job, found))  # compares, as for a dump that goes on
+
+
+def as_this_job(job: DumpJob, found: Manifest) -> Manifest:
+    """A manifest that is there, with all that this job would say, as far as no teacher is needed.
+
+    Where the two are equal, the job is the one that the manifest was written by.
+    """
+    split = found.split
     data = SplitData.of(split, job.loaders[split])
     mapping = job.mapping.resolve(data.batch)
     source = choose_source(job.fingerprint, mapping, data.first[0], data.batch)
@@ -108,9 +150,9 @@ def check_unchanged(job: DumpJob, split: str) -> None:
     if isinstance(mapping, BatchMapping) and mapping.mask_inferred:
         without_mask = dataclasses.replace(mapping, mask=None).describe()
         batch = stored if stored == without_mask else batch
-    wanted = dataclasses.replace(
+    return dataclasses.replace(
         found,
-        num_samples=data.num_samples,
+        num_samples=found.num_samples if data.is_stream else data.num_samples,
         batch_size=data.batch_size,
         codec=codec_settings(job.codec),
         key=job.key,
@@ -122,7 +164,6 @@ def check_unchanged(job: DumpJob, split: str) -> None:
             "precision": job.precision,
         },
     )
-    ViewWriter.create(job.cache, wanted)  # compares, as for a dump that goes on
 
 
 def _class_names(job: DumpJob, split: str) -> Sequence[str]:
@@ -130,29 +171,67 @@ def _class_names(job: DumpJob, split: str) -> Sequence[str]:
 
 
 def _dump_split(
-    job: DumpJob, split: str, *, forward: TeacherForward, weights: str, replica: Replica
+    job: DumpJob,
+    split: str,
+    *,
+    forward: TeacherForward,
+    weights: str,
+    ranks: Ranks,
+    preemption: Preemption,
 ) -> None:
     loader = job.loaders[split]
-    plan = plan_split(
-        split=split,
-        data=SplitData.of(split, loader),
-        forward=forward,
-        codec=job.codec,
-        class_names=_class_names(job, split),
-        key=job.key,
-        fingerprinted=job.fingerprint,
-        samples_per_shard=job.samples_per_shard,
-        precision=job.precision,
-        weights=weights,
-    )
-    writer = ViewWriter.create(job.cache, plan.manifest, plan.codec.tables())
+
+    def planned(data: SplitData, *, pilot: bool = False) -> SplitPlan:
+        return plan_split(
+            split=split,
+            data=data,
+            forward=forward,
+            codec=job.codec,
+            class_names=_class_names(job, split),
+            key=job.key,
+            fingerprinted=job.fingerprint,
+            samples_per_shard=job.samples_per_shard,
+            precision=job.precision,
+            weights=weights,
+            pilot=pilot,
+        )
+
+    is_new = ranks.if_first(not is_begun(job.cache, split))
+    plan = planned(SplitData.of(split, loader), pilot=job.pilot and is_new)
+    (shorter,) = ranks.from_first([grown_from(job, split) or 0])
+    if not shorter:
+        writer = ViewWriter.create(job.cache, plan.manifest, plan.codec.tables())
+    else:
+        before = planned(SplitData.of(split, loader, num_samples=shorter))
+        writer = ViewWriter.extend(job.cache, plan.manifest, before.manifest)
+        log.info("%s: split %r grows from %d samples", job.cache, split, shorter)
     tables = View(cache=job.cache, folder=writer.folder).read_tables()
-    pending = writer.pending()
-    owned = replica.owned(pending)
-    if owned:
-        plan = dataclasses.replace(plan, codec=plan.codec.with_tables(tables))
-        _dump_shards(job, loader, forward=forward, plan=plan, writer=writer, shards=owned)
-    if not writer.finish():
+    plan = dataclasses.replace(plan, codec=plan.codec.with_tables(tables))
+    pending = ranks.from_first(writer.pending())
+    work, total = None, None
+    if ranks.if_first(
+        writer.manifest.is_open or (bool(pending) and sources.is_stream(loader.dataset))
+    ):
+        work = stream_work(loader, plan, writer, ranks.replica)
+    elif owned := ranks.replica.owned(pending):
+        work = numbered_work(loader, plan, writer, owned)
+        ranges = map(writer.manifest.shard_range, owned)
+        total = sum(stop - start for start, stop in ranges)
+    if work is not None:
+        _dump_work(
+            job,
+            work,
+            total,
+            forward=forward,
+            plan=plan,
+            writer=writer,
+            ranks=ranks,
+            preemption=preemption,
+        )
+    is_done = ranks.if_first(ranks.is_first and writer.finish())
+    if not ranks.is_first:
+        return
+    if not is_done:
         log.info("%s: split %r waits for other parts; this one is done", job.cache, split)
     elif pending:
         log.info("%s: split %r is complete", job.cache, split)
@@ -160,32 +239,54 @@ def _dump_split(
         log.info("%s: split %r was complete, and is reused", job.cache, split)
 
 
-def _dump_shards(
+def _dump_work(
     job: DumpJob,
-    loader: sources.Loader,
+    work: Iterator[Work],
+    total: int | None,
     *,
     forward: TeacherForward,
     plan: SplitPlan,
     writer: ViewWriter,
-    shards: Sequence[int],
+    ranks: Ranks,
+    preemption: Preemption,
 ) -> None:
+    """Run the teacher over batches, and hand what it says to the writer's thread."""
     manifest, codec = writer.manifest, plan.codec
-    batches = list(shard_batches(manifest, shards))
-    dataset = KeyedDataset(loader.dataset, loader.collate_fn, plan.source, manifest.key)
-    source = keyed_loader(loader, dataset, [samples for _, samples in batches])
     position_bytes = sum(column.row_bytes for column in codec.columns(manifest.num_classes))
-    total = sum(len(samples) for _, samples in batches)
-    title = f"teacher -> {manifest.split}"
-    fetched = iter(source)  # before any thread: its workers may be forked
+    shown = job.progress and ranks.is_first
+    is_stopped, begins_shard = False, True
     with (
-        DumpProgress(title, total, position_bytes, shown=job.progress) as progress,
+        preemption.in_hand(),
+        DumpProgress(manifest.split, total, position_bytes, shown=shown) as progress,
         ShardWriter(writer, progress.committed) as shard_writer,
     ):
-        for (shard, samples), keyed in zip(batches, fetched, strict=True):
-            output = forward(keyed.batch)
-            check_rows(output, forward.mapping.select(keyed.batch), samples, manifest.num_classes)
-            ends_shard = samples[-1] + 1 == manifest.shard_range(shard)[1]
-            shard_writer.put(
-                encode(codec, shard, keyed, output, key=manifest.key, ends_shard=ends_shard)
+        for part in work:
+            keyed = part.keyed
+            samples_left = manifest.shard_range(part.shard)[1] - keyed.samples[0]
+            is_stopped = ranks.any(
+                preemption.stops(
+                    begins_shard=begins_shard,
+                    batches_left=-(-samples_left // manifest.batch_size),
+                    grace_s=job.grace_s,
+                )
             )
-            progress.advance(len(samples))
+            if is_stopped:
+                break
+            begins_shard = part.ends_shard
+            output = forward(keyed.batch)
+            selected = forward.mapping.select(keyed.batch)
+            check_rows(output, selected, keyed.samples, manifest.num_classes)
+            if ranks.is_first:
+                shard_writer.put(
+                    encode(
+                        codec,
+                        part.shard,
+                        keyed,
+                        output,
+                        key=manifest.key,
+                        ends_shard=part.ends_shard,
+                    )
+                )
+            progress.advance(len(keyed.samples))
+    if ranks.any(is_stopped):  # here the others wait until the first has written
+        raise Stopped

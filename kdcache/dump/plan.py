@@ -6,6 +6,7 @@ to the same one, so none has to tell the others.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,17 +18,22 @@ import torch
 from kdcache.codecs import Codec, codec_settings
 from kdcache.columns import FINGERPRINT, KEY, NUM_POSITIONS, RESERVED, Column
 from kdcache.data import sources
+from kdcache.data.collation import check_collate
 from kdcache.data.fingerprint import FingerprintSource
 from kdcache.data.forward import FlatOutput
-from kdcache.data.keys import check_unique, is_stored
-from kdcache.data.probes import check_collate, check_repeatable
+from kdcache.data.keys import INDEX, check_unique, is_stored
+from kdcache.data.probes import check_repeatable
+from kdcache.dump.drift import NUM_SAMPLES, measure_drift, warning_text
 from kdcache.dump.encoding import check_rows, check_valid, encode, invalid_positions
 from kdcache.dump.keyed import KeyedBatch, KeyedDataset
+from kdcache.dump.pilot import measure_pilot
 from kdcache.dump.split_data import SplitData, choose_source
 from kdcache.dump.teacher import TeacherForward, class_path
 from kdcache.errors import DataError, UsageError
-from kdcache.store import Manifest, table_digest
+from kdcache.store import UNKNOWN_LENGTH, Manifest, table_digest
 from kdcache.version import __version__
+
+log = logging.getLogger(__name__)
 
 MAX_SHARD_BYTES = 64 << 20
 MIN_SHARD_BYTES = 1 << 20
@@ -57,12 +63,13 @@ def choose_samples_per_shard(num_samples: int, batch_size: int, sample_bytes: fl
     the work), because every shard costs a few small files; 64 MB is the most, or one batch.
 
     Args:
-        num_samples: N.
+        num_samples: N; a stream, whose N is not known, gets shards of a megabyte.
         batch_size: samples that go through the teacher together.
         sample_bytes: decoded bytes of one sample.
     """
     per_megabyte = min(MIN_SHARD_BYTES / sample_bytes, num_samples / _SHARDS_TO_SHARE)
-    wanted = max(num_samples / _MAX_SHARDS, per_megabyte)
+    is_stream = num_samples == UNKNOWN_LENGTH
+    wanted = max(0 if is_stream else num_samples / _MAX_SHARDS, per_megabyte)
     most = int(MAX_SHARD_BYTES / sample_bytes / batch_size)
     batches = max(1, min(round(wanted / batch_size), most))
     return min(batches * batch_size, num_samples)
@@ -80,8 +87,11 @@ def plan_split(
     samples_per_shard: int | None,
     precision: str,
     weights: str,
+    pilot: bool,
 ) -> SplitPlan:
     """Look at a split and its teacher once, and write down what the cache will say of it.
+
+    With a pilot, what the codec and the batches do to a few samples is measured.
 
     Raises:
         DataError: logits or labels that no target should hold.
@@ -127,6 +137,7 @@ def plan_split(
         },
         class_names=tuple(class_names),
         references=data.references(source),
+        pilot=_pilot(codec, forward, data) if pilot else {},
         created={
             "kdcache": __version__,
             "numpy": np.__version__,
@@ -141,9 +152,13 @@ def _check_data(
     data: SplitData, forward: TeacherForward, source: FingerprintSource, key: str
 ) -> None:
     """Everything that a dump would only be found to be useless by, on the probed samples."""
-    again = sources.fetch(data.loader.dataset, data.numbers)
-    check_repeatable(data.numbers, data.probed, again, source)
-    check_collate(data.probed, data.loader.collate_fn, forward.mapping)
+    if data.is_stream and key == INDEX:
+        raise UsageError(
+            "the samples of a stream have no numbers that a student could ask for. Dump with key: "
+            "content, or key: field:<path>."
+        )
+    check_repeatable(data.numbers, data.probed, data.probed_again(), source)
+    check_collate(data.numbers, data.probed, data.loader.collate_fn, forward.mapping)
     if is_stored(key):
         check_unique(key, data.numbers, data.probed)
 
@@ -160,13 +175,29 @@ def _fitted(codec: Codec, forward: TeacherForward, data: SplitData) -> Codec:
     """The codec fitted to a pilot whose samples are drawn uniformly over the dataset."""
     if not codec.num_pilot_samples:
         return codec
-    rng = np.random.default_rng(0)
-    count = min(codec.num_pilot_samples, data.num_samples)
-    numbers = np.sort(rng.choice(data.num_samples, count, replace=False)).tolist()
-    parts = [numbers[at : at + data.batch_size] for at in range(0, count, data.batch_size)]
-    dataset, collate = data.loader.dataset, data.loader.collate_fn
-    logits = [_probe(forward, collate(sources.fetch(dataset, p)), p).logits for p in parts]
+    parts = data.pilot(codec.num_pilot_samples)
+    collate = data.loader.collate_fn
+    logits = [_probe(forward, collate(samples), numbers).logits for numbers, samples in parts]
     return codec.fit(torch.cat(logits))
+
+
+def _pilot(codec: Codec, forward: TeacherForward, data: SplitData) -> dict[str, float]:
+    """Fidelity, and how far targets depend on the batch, on the probed samples."""
+    collate, size = data.loader.collate_fn, data.batch_size
+    parts = [slice(at, at + size) for at in range(0, len(data.probed), size)]
+    found = measure_pilot(
+        codec,
+        (_probe(forward, collate(list(data.probed[part])), data.numbers[part]) for part in parts),
+    )
+    chosen = sources.spread(len(data.probed), NUM_SAMPLES)
+    samples, numbers = [data.probed[n] for n in chosen], [data.numbers[n] for n in chosen]
+    drift = measure_drift(forward, collate, samples, numbers)
+    if drift is None:
+        return found
+    if text := warning_text(drift):
+        log.warning("%s", text)
+    values = {f"drift_{name}": value for name, value in drift.to_json().items()}
+    return {**found, **{name: float(value) for name, value in values.items() if value is not None}}
 
 
 def _columns(codec: Codec, num_classes: int, key: str) -> tuple[Column, ...]:

@@ -6,7 +6,9 @@ where the teacher is not built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +19,15 @@ from torch import Tensor
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.fingerprint import FingerprintSource, fingerprint
-from kdcache.data.probes import spread
+from kdcache.data.keys import FIELD
 from kdcache.data.references import NUM_REFERENCES, describe
 from kdcache.dump.teacher import class_path
-from kdcache.errors import DataError, UsageError
+from kdcache.errors import DataError, UsageError, suggest
+from kdcache.store import UNKNOWN_LENGTH
 
 _NUM_PROBES = 32
+_MAX_TEXT = 400
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _DEFAULT_BATCH = 32
 
 
@@ -32,7 +37,7 @@ class SplitData:
 
     Attributes:
         loader: the user's.
-        num_samples: N.
+        num_samples: N; of a stream, ``UNKNOWN_LENGTH``.
         batch_size: samples that go through the teacher together.
         first: the samples of the first batch.
         batch: what the user's collate function makes of them.
@@ -49,25 +54,61 @@ class SplitData:
     probed: Sequence[Any]
 
     @classmethod
-    def of(cls, split: str, loader: sources.Loader) -> SplitData:
-        """Look at a split; DataError for a stream or an empty dataset."""
-        sources.check_map_style(loader)
+    def of(cls, split: str, loader: sources.Loader, num_samples: int | None = None) -> SplitData:
+        """Look at a split, or at its first ``num_samples``; DataError for an empty dataset."""
+        sources.check_batched(loader)
         dataset: Any = loader.dataset
-        if len(dataset) == 0:
-            raise DataError(f"split {split!r} is empty: there is nothing to dump.")
+        is_stream = sources.is_stream(dataset)
         size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         batch_size = int(size or _DEFAULT_BATCH)
-        first = sources.fetch(dataset, range(min(batch_size, len(dataset))))
-        numbers = spread(len(dataset), _NUM_PROBES)
+        length = UNKNOWN_LENGTH if is_stream else num_samples or len(dataset)
+        if is_stream:  # looked at where it begins: nothing else can be asked for
+            begun = list(itertools.islice(iter(dataset), max(batch_size, _NUM_PROBES)))
+            first, probed = begun[:batch_size], begun[:_NUM_PROBES]
+            numbers = list(range(len(probed)))
+        else:
+            first = sources.fetch(dataset, range(min(batch_size, length)))
+            numbers = sources.spread(length, _NUM_PROBES)
+            probed = sources.fetch(dataset, numbers)
+        if not probed:
+            raise DataError(f"split {split!r} is empty: there is nothing to dump.")
         return cls(
             loader=loader,
-            num_samples=len(dataset),
+            num_samples=length,
             batch_size=batch_size,
             first=first,
             batch=loader.collate_fn(list(first)),
             numbers=numbers,
-            probed=sources.fetch(dataset, numbers),
+            probed=probed,
         )
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether samples come one after another, and cannot be asked for by number."""
+        return sources.is_stream(self.loader.dataset)
+
+    def probed_again(self) -> Sequence[Any]:
+        """The probed samples, drawn once more."""
+        dataset: Any = self.loader.dataset
+        if self.is_stream:
+            return list(itertools.islice(iter(dataset), len(self.numbers)))
+        return sources.fetch(dataset, self.numbers)
+
+    def pilot(self, count: int) -> Iterator[tuple[Sequence[int], list[Any]]]:
+        """(numbers, samples) batch by batch: drawn uniformly, or where a stream begins."""
+        dataset: Any = self.loader.dataset
+        if self.is_stream:
+            samples = list(itertools.islice(iter(dataset), count))
+            for at in range(0, len(samples), self.batch_size):
+                part = samples[at : at + self.batch_size]
+                yield range(at, at + len(part)), part
+            return
+        count = min(count, self.num_samples)
+        chosen = np.random.default_rng(0).choice(self.num_samples, count, replace=False)
+        numbers = np.sort(chosen).tolist()
+        for at in range(0, count, self.batch_size):
+            part = numbers[at : at + self.batch_size]
+            yield part, sources.fetch(dataset, part)
 
     def identity(self, source: FingerprintSource, class_names: Sequence[str]) -> dict[str, str]:
         """Named hashes of the data, for the manifest."""
@@ -75,14 +116,21 @@ class SplitData:
         return {
             "dataset.class": class_path(self.loader.dataset),
             "dataset.probe": f"xxh3:{fingerprint(contents):016x}",
+            "dataset.transform": described(getattr(self.loader.dataset, "transform", None)),
             "collate": class_path(self.loader.collate_fn),
             "class_names": f"xxh3:{xxhash.xxh3_64_hexdigest(chr(0).join(class_names).encode())}",
         }
 
     def references(self, source: FingerprintSource) -> tuple[Mapping[str, Any], ...]:
         """What a few samples look like, to say later how far others are."""
-        chosen = spread(len(self.probed), NUM_REFERENCES)
+        chosen = sources.spread(len(self.probed), NUM_REFERENCES)
         return tuple(describe(self.numbers[n], source.content(self.probed[n])) for n in chosen)
+
+
+def described(value: Any) -> str:
+    """What an object says of itself, without the addresses of this process; empty for None."""
+    text = "" if value is None else _ADDRESS.sub("", repr(value))
+    return text if len(text) <= _MAX_TEXT else f"xxh3:{xxhash.xxh3_64_hexdigest(text.encode())}"
 
 
 def choose_source(
@@ -91,15 +139,21 @@ def choose_source(
     """What is fingerprinted: the model's input leaves where the sample has them, or all of it.
 
     Args:
-        wanted: ``inputs``, ``sample``, or a function from a sample to what counts.
+        wanted: ``inputs``, ``sample``, ``field:<path>``, or a function from a sample to what
+            counts.
         mapping: resolved.
         sample: one sample, before collation.
         batch: a batch, after it.
     """
     if callable(wanted):
         return FingerprintSource(name=class_path(wanted), function=wanted)
+    if wanted.startswith(FIELD):
+        source = FingerprintSource(name=wanted, paths=(wanted.removeprefix(FIELD),))
+        source(sample)  # a path that leads nowhere is said now
+        return source
     if wanted not in ("inputs", "sample"):
-        raise UsageError(f"fingerprint: {wanted!r} is none of 'inputs', 'sample', or a function.")
+        known = ["inputs", "sample", f"{FIELD}<path>"]
+        raise UsageError(f"fingerprint: {wanted!r} is none. {suggest(wanted, known)}")
     paths = mapping.input_paths() if wanted == "inputs" else None
     source = FingerprintSource(name="inputs", paths=paths) if paths else FingerprintSource()
     try:

@@ -1,7 +1,8 @@
 """Sums over a batch's positions that a commit records: what the teacher is like, label by label.
 
-They feed the progress bar, ``inspect``, and the start-up check that compares the targets'
-cross-entropy on the student's labels with the one at the dump.
+They feed the progress bar, ``inspect``, ``verify`` and the start-up check that compares the
+targets' cross-entropy on the student's labels with the one at the dump. Part of them is fidelity:
+what storing the targets cost, measured for every position while its logits are still there.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kdcache.data.labels import MAX_NATS, label_nats
+from kdcache.data.labels import MAX_NATS
+from kdcache.dump.fidelity import FLOOR, fidelity, row_blocks, rows_of
 from kdcache.losses.labels import IGNORE_INDEX
 from kdcache.targets import SoftTargets
 
 NAMES = (
     "positions",
     "entropy",
+    "entropy_squared",
+    "compared",
+    "divergence",
+    "divergence_squared",
+    "kept_mass",
     "labelled",
     "correct",
     "cross_entropy",
@@ -27,7 +34,7 @@ NAMES = (
 
 
 def batch_statistics(logits: Tensor, labels: Tensor | None, targets: SoftTargets) -> Tensor:
-    """Sums over one batch, on the logits' device.
+    """Sums over one batch, on the logits' device; nothing here waits for it.
 
     Args:
         logits: (P, C) float32.
@@ -35,22 +42,45 @@ def batch_statistics(logits: Tensor, labels: Tensor | None, targets: SoftTargets
         targets: the same positions, as a student will read them.
 
     Returns:
-        (7,) float64 in the order of ``NAMES``: positions, entropy in nats, labelled positions,
-        those whose top class is the label, the logits' cross-entropy in nats, and that of the
-        stored targets, with its square.
+        (12,) float64 in the order of ``NAMES``: positions; their entropy in nats, and its square;
+        positions whose targets could be compared, their KL(teacher ||
+        stored) in nats, its square, and the mass that was kept; labelled positions, those whose
+        top class is the label, the logits' cross-entropy in nats, and that of the stored targets,
+        with its square.
     """
+    sums = torch.zeros(len(NAMES), dtype=torch.float64, device=logits.device)
+    for rows in row_blocks(logits, targets):
+        part = _block(
+            logits[rows], None if labels is None else labels[rows], rows_of(targets, rows)
+        )
+        sums += torch.stack([value.sum(dtype=torch.float64) for value in part])
+    return sums
+
+
+def _block(logits: Tensor, labels: Tensor | None, targets: SoftTargets) -> list[Tensor]:
+    """What is summed up, in the order of ``NAMES``."""
     log_p = logits.log_softmax(dim=-1)
-    entropy = torch.special.entr(log_p.exp()).sum(dtype=torch.float64)
-    positions = torch.full_like(entropy, len(logits))
-    if labels is None:
-        return torch.stack([positions, entropy, *[torch.zeros_like(entropy)] * 5])
+    # Before it is clamped in place: a label may lie below the floor.
+    by_label = [] if labels is None else _by_label(logits, log_p, labels, targets)
+    p = log_p.clamp_(min=FLOOR).exp()
+    entropy = -(p * log_p).sum(dim=-1)
+    one, none = torch.ones_like(entropy), torch.zeros_like(entropy)
+    found = fidelity(logits, log_p, p, targets)
+    kl, kept = found or (none, none)
+    compared = one if found else none
+    sums = [one, entropy, entropy.square(), compared, kl, kl.square(), kept, *by_label]
+    return [*sums, *[none] * (len(NAMES) - len(sums))]
+
+
+def _by_label(logits: Tensor, log_p: Tensor, labels: Tensor, targets: SoftTargets) -> list[Tensor]:
     known = labels != IGNORE_INDEX
     taken = log_p.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     cross_entropy = torch.where(known, -taken.clamp(min=-MAX_NATS), 0.0)
     correct = (logits.argmax(dim=-1) == labels) & known
-    stored = label_nats(targets, labels)
-    sums = [known, correct, cross_entropy, stored, stored.square()]
-    return torch.stack([positions, entropy, *(part.sum(dtype=torch.float64) for part in sums)])
+    # As label_nats, which would wait for the device to count the labelled positions.
+    stored = -targets.label_log_p(labels).double().clamp(min=-MAX_NATS)
+    stored = torch.where(known, stored, 0.0)
+    return [known, correct, cross_entropy, stored, stored.square()]
 
 
 def as_mapping(sums: Tensor) -> Mapping[str, float]:

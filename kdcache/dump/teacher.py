@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from typing import Any
 
 import torch
 import xxhash
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from kdcache.data.batch import Mapped
 from kdcache.data.forward import FlatOutput, forward
@@ -21,21 +24,41 @@ from kdcache.errors import UsageError
 
 
 def weights_digest(teacher: nn.Module) -> str:
-    """xxh3-128 over names, dtypes, shapes and bytes of all parameters and buffers."""
+    """xxh3-128 over names, dtypes, shapes and bytes of all parameters and buffers.
+
+    Sharded ones (DTensor) are gathered one by one, which every rank that holds a part must do:
+    the digest is that of the same teacher in one piece.
+    """
     state = xxhash.xxh3_128()
     for name, tensor in sorted(teacher.state_dict().items()):
         if not isinstance(tensor, Tensor):
             continue
-        values = tensor.detach().cpu().contiguous()
+        values = _whole(tensor.detach()).cpu().contiguous()
         state.update(f"{name} {values.dtype} {tuple(values.shape)};".encode())
         state.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return f"xxh3:{state.hexdigest()}"
 
 
+def _is_sharded(value: Any) -> bool:
+    """Whether it is a DTensor, without the import of its machinery."""
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
+
+
+def _whole(value: Any) -> Any:
+    """A DTensor gathered on every rank; anything else as it is."""
+    return value.full_tensor() if _is_sharded(value) else value
+
+
 def class_path(value: object) -> str:
     """``module.Name`` of an object's class, or of a function."""
     named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and isinstance(value, getattr(fsdp, "FSDPModule", ())):
+        # fully_shard puts a class of its own and FSDPModule in front of the user's.
+        named = type(value).__mro__[2]
+    # A script's own classes: in a spawned process its module has another name.
+    module = "__main__" if named.__module__ == "__mp_main__" else named.__module__
+    return f"{module}.{named.__qualname__}"
 
 
 class TeacherForward:
@@ -43,7 +66,7 @@ class TeacherForward:
 
     Args:
         teacher: the model; frozen and put into eval mode here. Its placement is left alone where
-            it already spans devices.
+            it already spans devices, or is sharded over the ranks of its replica.
         mapping: the teacher's batch mapping.
         accelerator: ``auto``, ``cpu``, ``cuda``, ...
         precision: Fabric's names, such as ``32-true`` or ``bf16-mixed``.
@@ -62,15 +85,23 @@ class TeacherForward:
         on_cpu = accelerator == "cpu" or (accelerator == "auto" and not _has_accelerator())
         devices: Any = 1 if on_cpu else [_visible(device)]
         try:
-            self._fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+            self._fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                precision=precision,
+                plugins=LightningEnvironment(),  # SLURM's refuses what it need not care about here
+            )
         except (ValueError, RuntimeError) as error:
             raise UsageError(
                 f"dump.accelerator {accelerator!r} with precision {precision!r} cannot be used "
                 f"here: {error}"
             ) from error
         teacher.eval().requires_grad_(False)
-        spans_devices = len({parameter.device for parameter in teacher.parameters()}) > 1
-        module = teacher if spans_devices else teacher.to(self._fabric.device)
+        parameters = list(teacher.parameters())
+        self._is_sharded = any(map(_is_sharded, parameters))
+        # Sharded, or on several devices: whoever did that has placed it.
+        is_placed = self._is_sharded or len({p.device for p in parameters}) > 1
+        module = teacher if is_placed else teacher.to(self._fabric.device)
         self._converts = precision.endswith("-true")
         self.module = self._fabric._precision.convert_module(module) if self._converts else module
         self._given = self.mapping = mapping
@@ -93,7 +124,8 @@ class TeacherForward:
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self._converts:  # inputs, too: a module of bfloat16 takes no float32
             args, kwargs = self._fabric._precision.convert_input((args, kwargs))
-        return self.module(*args, **kwargs)
+        output = self.module(*args, **kwargs)
+        return pytree.tree_map(_whole, output) if self._is_sharded else output
 
 
 def _has_accelerator() -> bool:

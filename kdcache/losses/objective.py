@@ -85,6 +85,8 @@ class Objective:
         targets: SoftTargets | None = None,
         labels: Tensor | None = None,
         student_losses: Mapping[str, Tensor | float] | None = None,
+        *,
+        label_problem: str = "",
     ) -> dict[str, LossSum]:
         """Every loss of one batch, unweighted.
 
@@ -94,6 +96,7 @@ class Objective:
             labels: (P,) class numbers, for the built-in ``student_loss``.
             student_losses: what the student returned: name -> scalar tensor or number. Each
                 counts once a batch; those without a coefficient are there to be logged.
+            label_problem: where ``labels`` are None although the batch has some: what they are.
 
         Raises:
             UsageError: a loss that nobody computes, or that both sides do; or no labels, no
@@ -109,9 +112,11 @@ class Objective:
             terms[name] = self._target_term(name, student_logits, targets)
         if self.losses.get(STUDENT_LOSS) and STUDENT_LOSS not in returned:
             if labels is None:
+                unusable = f"those of the batch cannot be used: {label_problem}"
                 raise UsageError(
-                    "the loss 'student_loss' needs labels, and the batch has none. Say where they "
-                    "are (batch.labels), return a student_loss from the student, or drop its "
+                    "the loss 'student_loss' needs labels, and "
+                    f"{unusable if label_problem else 'the batch has none'}. Say where they are "
+                    "(batch.labels), return a student_loss from the student, or drop its "
                     "coefficient."
                 )
             terms[STUDENT_LOSS] = student_loss(student_logits, labels, self.ignore_index)

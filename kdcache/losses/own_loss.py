@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
@@ -23,7 +24,7 @@ def import_loss(name: str, built_in: Iterable[str]) -> LossFunction:
         built_in: losses that need no path, for the suggestion.
 
     Raises:
-        UsageError: there is no such module or function.
+        UsageError: there is no such module or function, or it takes other arguments.
     """
     module_name, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")):
@@ -41,7 +42,24 @@ def import_loss(name: str, built_in: Iterable[str]) -> LossFunction:
         raise UsageError(
             f"the module {module_name!r} has no function {attribute!r}. {suggest(attribute, known)}"
         )
+    _check_signature(name, function)
     return function  # type: ignore[no-any-return]
+
+
+def _check_signature(name: str, function: Callable[..., object]) -> None:
+    """Raise UsageError where a loss could not be called as it will be."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some of those that are written in C say nothing about themselves
+        return
+    try:
+        signature.bind("student_logits", "targets", "temperature")
+    except TypeError as error:
+        raise UsageError(
+            f"the loss {name!r} takes {signature}, and is called with three positional arguments "
+            f"({error}). Write it as (student_logits, targets, temperature) -> LossSum: logits "
+            "(P, C), the teacher's soft targets, and T."
+        ) from error
 
 
 def check_result(name: str, result: object) -> LossSum:

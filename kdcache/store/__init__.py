@@ -6,8 +6,13 @@ FORMAT.md beside this file.
 
 from kdcache.columns import FINGERPRINT, KEY, NUM_ENTRIES, NUM_POSITIONS, Array, Column
 from kdcache.store.cache import Cache, View, open_cache
-from kdcache.store.local_copy import LocalCopy, open_local_copy
-from kdcache.store.manifest import Manifest, difference_table, differences
+from kdcache.store.local_copy import (
+    LocalCopy,
+    default_folder,
+    find_local_copy,
+    open_local_copy,
+)
+from kdcache.store.manifest import UNKNOWN_LENGTH, Manifest, difference_table, differences
 from kdcache.store.tables import table_digest
 from kdcache.store.writer import ViewWriter, check_cache_path
 
@@ -16,6 +21,7 @@ __all__ = [
     "KEY",
     "NUM_ENTRIES",
     "NUM_POSITIONS",
+    "UNKNOWN_LENGTH",
     "Array",
     "Cache",
     "Column",
@@ -24,8 +30,10 @@ __all__ = [
     "View",
     "ViewWriter",
     "check_cache_path",
+    "default_folder",
     "difference_table",
     "differences",
+    "find_local_copy",
     "open_cache",
     "open_local_copy",
     "table_digest",

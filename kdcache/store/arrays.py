@@ -21,6 +21,8 @@ import xxhash
 
 from kdcache.columns import Array, Column
 from kdcache.errors import CacheCorruptedError
+from kdcache.store.files import read_file
+from kdcache.store.layout import GROUP_FILE
 
 CHUNK_BYTES = 128 << 10
 """Decoded size of a chunk that reads fast: 4 KiB is 10x slower, 256 KiB no faster."""
@@ -32,8 +34,12 @@ _CRC_BYTES = 4
 _INDEX_ENTRY_BYTES = 16
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOSC_HEADER_BYTES = 16
+_MAX_METADATA_BYTES = 1 << 20
 _MAX_PLANES = 64
-_REMEDY = "Restore the file, or remove this shard's commit record and run dump-teacher again."
+_REMEDY = (
+    "Restore the file; or run kdcache verify CACHE --repair and the same kdcache dump-teacher "
+    "command again, which redoes this shard only."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +52,14 @@ class StoredArray:
         checksum: xxh3-64 of that object, hexadecimal. Not a crc32c: the object's parts end with
             their own, and a CRC over data followed by its CRC is the same for all data.
         digest: xxh3-128 of the decoded rows (row-major, little-endian), hexadecimal.
+        metadata: xxh3-64 of the array's ``zarr.json``, hexadecimal; other Zarr readers need it.
     """
 
     rows: int
     stored_bytes: int
     checksum: str
     digest: str
+    metadata: str
 
 
 def rows_digest(rows: Array) -> str:
@@ -125,16 +133,34 @@ def write_array(group: Path, column: Column, rows: Array) -> StoredArray:
     store = LocalStore(group / column.name)
     with zarr.config.set(json_indent=None):  # metadata is half of a small shard
         array = zarr.create_array(store=store, **array_options(column, len(rows)))
-    if len(rows) == 0:
-        return StoredArray(rows=0, stored_bytes=0, checksum="", digest=rows_digest(rows))
-    array[...] = np.moveaxis(rows, 0, -1)
-    stored = object_file(group, column).read_bytes()
+    stored = b""
+    if len(rows):
+        array[...] = np.moveaxis(rows, 0, -1)
+        stored = object_file(group, column).read_bytes()
     return StoredArray(
         rows=len(rows),
         stored_bytes=len(stored),
-        checksum=object_checksum(stored),
+        checksum=object_checksum(stored) if stored else "",
         digest=rows_digest(rows),
+        metadata=object_checksum((group / column.name / GROUP_FILE).read_bytes()),
     )
+
+
+def check_metadata(group: Path, column: Column, stored: StoredArray) -> None:
+    """Raise CacheCorruptedError unless an array's ``zarr.json`` is as it was written.
+
+    Nothing here reads it: what kdcache needs to know stands in the manifest and the commits.
+    """
+    where = group / column.name / GROUP_FILE
+    try:
+        found = object_checksum(read_file(where, _MAX_METADATA_BYTES))
+    except FileNotFoundError as error:
+        raise CacheCorruptedError(f"{where} is missing: other Zarr readers need it.") from error
+    if found != stored.metadata:
+        raise CacheCorruptedError(
+            f"{where}, which other Zarr readers need, is damaged: checksum {found}, its commit "
+            f"says {stored.metadata}."
+        )
 
 
 def read_array(group: Path, column: Column, stored: StoredArray) -> Array:
@@ -169,7 +195,7 @@ def check_stored(column: Column, stored: StoredArray, where: str) -> None:
     if stored.rows * column.row_bytes > MAX_DECODED_BYTES:
         raise CacheCorruptedError(f"{where} claims {stored.rows:,} rows: more than a shard holds.")
     # Frames that do not compress grow by less than a percent and a few bytes.
-    most = num_chunks * (2 * chunk_bytes + 1024)
+    most = num_chunks * (chunk_bytes + chunk_bytes // 64 + 1024)
     if not num_chunks * _INDEX_ENTRY_BYTES <= stored.stored_bytes <= most:
         raise CacheCorruptedError(
             f"{where} claims {stored.stored_bytes:,} stored bytes for {stored.rows:,} rows."
@@ -183,7 +209,7 @@ def _checked_object(where: Path, stored: StoredArray) -> memoryview:
             raise CacheCorruptedError(
                 f"{where} has {size:,} bytes, its commit says {stored.stored_bytes:,}. {_REMEDY}"
             )
-        content = where.read_bytes()
+        content = read_file(where, size)
     except OSError as error:
         raise CacheCorruptedError(
             f"{where} cannot be read ({error.strerror}). {_REMEDY}"

@@ -22,9 +22,11 @@ from kdcache.errors import (
 )
 from kdcache.store.arrays import read_array
 from kdcache.store.commits import Commit, read_commits, read_index, view_digest
-from kdcache.store.files import read_json
+from kdcache.store.fields import Fields
+from kdcache.store.files import read_json, size_of
 from kdcache.store.layout import (
     ATTRIBUTE,
+    FORMAT_VERSION,
     GROUP_FILE,
     INDEX_FILE,
     ORDER,
@@ -50,13 +52,18 @@ class Cache:
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that were begun, sorted."""
-        names = [
-            folder.name
-            for folder in self.path.iterdir()
-            if is_name(folder.name)
-            and folder.name.casefold() != TABLES_FOLDER
-            and (view_folder(self.path, folder.name, 0) / GROUP_FILE).is_file()
-        ]
+        try:
+            names = [
+                folder.name
+                for folder in self.path.iterdir()
+                if is_name(folder.name)
+                and folder.name.casefold() != TABLES_FOLDER
+                and (view_folder(self.path, folder.name, 0) / GROUP_FILE).is_file()
+            ]
+        except OSError as error:
+            raise CacheCorruptedError(
+                f"{error.filename} cannot be looked at ({error.strerror})."
+            ) from error
         return tuple(sorted(names))
 
     def __iter__(self) -> Iterator[str]:
@@ -112,8 +119,19 @@ class View:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every shard is there."""
-        return not self.manifest.is_open and not self.pending
+        """Whether every shard and every table is there."""
+        return not (self.manifest.is_open or self.pending or self.missing_tables)
+
+    @property
+    def missing_tables(self) -> tuple[str, ...]:
+        """Names of the codec's tables that are not there."""
+        folder = self.cache / TABLES_FOLDER
+        # A digest that is none is damage, not absence; read_table says so.
+        return tuple(
+            name
+            for name, digest in self.manifest.tables.items()
+            if is_name(digest) and size_of(folder / digest) is None
+        )
 
     @property
     def digest(self) -> str:
@@ -122,19 +140,24 @@ class View:
         return view_digest(self.manifest, self.commits)
 
     def check_complete(self) -> None:
-        """Raise CacheIncompleteError while shards are missing."""
+        """Raise CacheIncompleteError while shards or tables are missing."""
         if self.manifest.is_open:
             raise CacheIncompleteError(
                 f"{self.folder} is not complete: the end of the stream was not reached. Run the "
                 "same kdcache dump-teacher command again; it goes on after what is there."
             )
-        if self.pending:
+        if pending := self.pending:
             total = self.manifest.num_shards
-            first, last = self.manifest.shard_range(self.pending[0])
+            first, last = self.manifest.shard_range(pending[0])
             raise CacheIncompleteError(
-                f"{self.folder} is not complete: {total - len(self.pending)} of {total} shards are "
+                f"{self.folder} is not complete: {total - len(pending)} of {total} shards are "
                 f"there; the first missing one holds samples {first} to {last - 1}. Run the same "
                 "kdcache dump-teacher command again; it dumps only what is missing."
+            )
+        if self.missing_tables:
+            raise CacheIncompleteError(
+                f"{self.folder} is not complete: the codec's table {self.missing_tables[0]!r} is "
+                "not there. Run the same kdcache dump-teacher command again; it is written anew."
             )
 
     def read_shard(self, commit: Commit) -> dict[str, Array]:
@@ -156,23 +179,25 @@ class View:
                     f"{group / column.name} has {stored.rows:,} rows, the counts beside it "
                     f"say {wanted:,}."
                 )
-            columns[column.name] = read_array(group, column, stored)
-            if column.name in (NUM_POSITIONS, NUM_ENTRIES) and (columns[column.name] < 0).any():
-                raise CacheCorruptedError(f"{group / column.name} holds a negative count.")
+            columns[column.name] = self.read_column(commit, column.name)
         return columns
+
+    def read_column(self, commit: Commit, name: str) -> Array:
+        """One column of a shard that needs no counts to be read, (rows, *shape), verified.
+
+        Raises:
+            CacheCorruptedError: it is not what its commit says, or a count in it is negative.
+        """
+        column = next(c for c in self.manifest.columns if c.name == name)
+        group = attempt_folder(self.folder, commit.shard, commit.attempt)
+        rows = read_array(group, column, commit.arrays[name])
+        if name in (NUM_POSITIONS, NUM_ENTRIES) and (rows < 0).any():
+            raise CacheCorruptedError(f"{group / name} holds a negative count.")
+        return rows
 
     def read_num_positions(self) -> Array:
         """Positions of every sample, (N,) int32, without decoding anything else."""
-        column = next(c for c in self.manifest.columns if c.name == NUM_POSITIONS)
-        groups = [attempt_folder(self.folder, c.shard, c.attempt) for c in self.commits]
-        parts = [
-            read_array(group, column, commit.arrays[NUM_POSITIONS])
-            for group, commit in zip(groups, self.commits, strict=True)
-        ]
-        counts = np.concatenate(parts)
-        if (counts < 0).any():
-            raise CacheCorruptedError(f"{self.folder}: {NUM_POSITIONS!r} holds a negative count.")
-        return counts
+        return np.concatenate([self.read_column(c, NUM_POSITIONS) for c in self.commits])
 
     def read_tables(self) -> dict[str, Array]:
         """The codec's tables by name, verified."""
@@ -182,14 +207,17 @@ class View:
     def stored_bytes(self) -> int:
         """Bytes on disk of everything that a reader of this view needs, metadata included."""
         index = self.folder / INDEX_FILE
-        records = [commit_file(self.folder, commit.shard) for commit in self.commits]
-        files = [self.folder / GROUP_FILE, *([index] if index.exists() else records)]
-        total = sum(path.stat().st_size for path in files)
+        files = [self.folder / GROUP_FILE]
+        if size_of(index) is not None:
+            files.append(index)
+        else:
+            files += [commit_file(self.folder, commit.shard) for commit in self.commits]
         for commit in self.commits:
             group = attempt_folder(self.folder, commit.shard, commit.attempt)
-            total += commit.stored_bytes
-            total += sum(path.stat().st_size for path in group.rglob(GROUP_FILE))
-        return total
+            files.append(group / GROUP_FILE)
+            files += [group / column.name / GROUP_FILE for column in self.manifest.columns]
+        objects = sum(commit.stored_bytes for commit in self.commits)
+        return objects + sum(size_of(path) or 0 for path in files)
 
 
 def open_cache(path: str | Path) -> Cache:
@@ -207,12 +235,27 @@ def open_cache(path: str | Path) -> Cache:
     """
     folder = Path(path)
     marker = folder / GROUP_FILE
-    if not marker.is_file():
-        what = "is no teacher cache" if folder.exists() else "does not exist"
+    try:
+        is_there, is_group = folder.exists(), marker.is_file()
+    except OSError as error:
+        raise CacheMissingError(f"{marker} cannot be looked at ({error.strerror}).") from error
+    if not is_group:
         raise CacheMissingError(
-            f"{folder} {what}. Make it with kdcache dump-teacher, or correct the path."
+            f"{folder} {'is no teacher cache' if is_there else 'does not exist'}. Make it with "
+            "kdcache dump-teacher, or correct the path."
         )
     attributes = read_json(marker).get("attributes")
     if not isinstance(attributes, dict) or ATTRIBUTE not in attributes:
         raise CacheMissingError(f"{folder} is a Zarr group, but no teacher cache.")
+    check_format(attributes[ATTRIBUTE], str(marker))
     return Cache(folder)
+
+
+def check_format(value: object, where: str) -> None:
+    """Raise CacheCorruptedError for a cache of a format that this package does not read."""
+    version = Fields(value, where).integer("format")
+    if version != FORMAT_VERSION:
+        raise CacheCorruptedError(
+            f"{where} has format version {version}; this kdcache reads {FORMAT_VERSION}. Install "
+            "the version that wrote it, or dump again."
+        )

@@ -2,6 +2,7 @@
 
 A record is written last, once its attempt is durable; the first record of a shard stands, so a
 second job on the same range can do no harm. The gathered index is a copy that can be rebuilt.
+Both carry a checksum of themselves.
 """
 
 from __future__ import annotations
@@ -15,11 +16,29 @@ import xxhash
 
 from kdcache.columns import Per
 from kdcache.errors import CacheCorruptedError
-from kdcache.store.arrays import StoredArray, check_stored
+from kdcache.store.arrays import MAX_DECODED_BYTES, StoredArray, check_stored
 from kdcache.store.fields import Fields
-from kdcache.store.files import json_text, read_json, write_json
-from kdcache.store.layout import COMMIT_NAME, COMMITS_FOLDER, INDEX_FILE, commit_file
+from kdcache.store.files import MAX_JSON_BYTES, json_text, read_json, write_json
+from kdcache.store.layout import (
+    COMMIT_NAME,
+    COMMITS_FOLDER,
+    GROUP_FILE,
+    INDEX_FILE,
+    commit_file,
+)
 from kdcache.store.manifest import Manifest
+
+MAX_SHARD_BYTES = 2 * MAX_DECODED_BYTES
+"""Largest decoded shard, all columns together."""
+
+_CHECKSUM = "checksum"
+_MAX_RECORD_BYTES = 1 << 20
+_MAX_INDEX_BYTES = 1 << 30
+_REMEDY = "kdcache verify CACHE --repair puts that right as far as it can."
+
+
+class ManifestChangedError(CacheCorruptedError):
+    """A record or an index is whole, but of another manifest than the one beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +74,20 @@ class Commit:
     def from_json(cls, value: object, where: str, manifest: Manifest, shard: int) -> Commit:
         """Read a record and hold it against the manifest."""
         at = Fields(value, where)
+        names, found = {column.name for column in manifest.columns}, at.mapping("arrays")
+        if set(found) != names:
+            raise CacheCorruptedError(
+                f"{where} has columns {str(sorted(found))[:200]}, not {sorted(names)}."
+            )
         arrays: dict[str, StoredArray] = {}
-        for name, stored in at.mapping("arrays").items():
+        for name, stored in found.items():
             column = Fields(stored, f"{where}, column {name!r}")
             arrays[name] = StoredArray(
                 rows=column.integer("rows", at_most=1 << 40),
                 stored_bytes=column.integer("stored_bytes", at_most=1 << 40),
                 checksum=column.text("checksum", at_most=16),
                 digest=column.text("digest", at_most=32),
+                metadata=column.text("metadata", at_most=16),
             )
         commit = cls(
             shard=at.integer("shard"),
@@ -72,78 +97,161 @@ class Commit:
             arrays=arrays,
             statistics=at.numbers("statistics"),
         )
-        names = {column.name for column in manifest.columns}
-        if (commit.shard, commit.start, commit.stop) != (shard, *manifest.shard_range(shard)):
+        expected = (shard, *manifest.shard_range(shard))
+        if (commit.shard, commit.start, commit.stop) != expected:
             raise CacheCorruptedError(
                 f"{where} says shard {commit.shard}, samples {commit.start} to {commit.stop}; the "
-                f"manifest gives shard {shard} the range {manifest.shard_range(shard)}."
+                f"manifest gives shard {shard} the range {expected[1:]}."
             )
-        if set(arrays) != names:
-            raise CacheCorruptedError(f"{where} has columns {sorted(arrays)}, not {sorted(names)}.")
         commit._check_rows(manifest, where)
         return commit
 
     def _check_rows(self, manifest: Manifest, where: str) -> None:
         """Columns side by side have equally many rows, and no more than a shard holds."""
         rows: dict[Per, int] = {"sample": self.stop - self.start}
+        total = 0
         for column in manifest.columns:
             stored = self.arrays[column.name]
+            total += stored.rows * column.row_bytes
             check_stored(column, stored, f"{where}, column {column.name!r}")
             if stored.rows != rows.setdefault(column.per, stored.rows):
                 raise CacheCorruptedError(
                     f"{where}: column {column.name!r} has {stored.rows:,} rows, others per "
                     f"{column.per} have {rows[column.per]:,}."
                 )
+        if total > MAX_SHARD_BYTES:
+            raise CacheCorruptedError(f"{where} claims {total:,} bytes: more than a shard holds.")
+
+
+def signed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with a checksum of itself, so that no flipped digit in it goes unseen."""
+    checksum = xxhash.xxh3_64_hexdigest(json_text(content, "a record").encode())
+    return {**content, _CHECKSUM: checksum}
+
+
+def check_signed(value: Mapping[str, Any], where: Path) -> None:
+    """Raise CacheCorruptedError unless a record's checksum is that of its other fields."""
+    content = {name: field for name, field in value.items() if name != _CHECKSUM}
+    if value.get(_CHECKSUM) != signed(content)[_CHECKSUM]:
+        raise CacheCorruptedError(f"{where} is damaged: its checksum is wrong. {_REMEDY}")
 
 
 def write_commit(view: Path, commit: Commit) -> bool:
     """Make an attempt count. False: another attempt at this shard was first."""
-    return write_json(commit_file(view, commit.shard), commit.to_json(), replace=False)
+    return write_json(commit_file(view, commit.shard), signed(commit.to_json()), replace=False)
 
 
 def committed_shards(view: Path, manifest: Manifest) -> frozenset[int]:
     """Numbers of the shards that have a commit record, without reading the records."""
-    names = (path.name for path in (view / COMMITS_FOLDER).glob("shard-*.json"))
-    shards = (int(found[1]) for name in names if (found := COMMIT_NAME.fullmatch(name)))
-    return frozenset(shard for shard in shards if shard < manifest.num_shards)
+    most = manifest.num_shards
+    return frozenset(shard for shard in recorded_shards(view) if shard < most)
+
+
+def recorded_shards(view: Path) -> frozenset[int]:
+    """Numbers of all commit records, also of shards that the view cannot have."""
+    folder = view / COMMITS_FOLDER
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return frozenset()
+    except OSError as error:
+        raise CacheCorruptedError(f"{folder} cannot be listed ({error.strerror}).") from error
+    return frozenset(int(found[1]) for name in names if (found := COMMIT_NAME.fullmatch(name)))
+
+
+def read_commit(view: Path, manifest: Manifest, shard: int) -> Commit:
+    """One commit record, checked.
+
+    Raises:
+        CacheCorruptedError: it is missing, damaged, or of another shard.
+        ManifestChangedError: it is whole and contradicts the manifest.
+    """
+    path = commit_file(view, shard)
+    try:
+        value = read_json(path, _MAX_RECORD_BYTES)
+    except FileNotFoundError as error:
+        raise CacheCorruptedError(f"{path} is missing, or leads nowhere. {_REMEDY}") from error
+    check_signed(value, path)
+    try:
+        return Commit.from_json(value, str(path), manifest, shard)
+    except CacheCorruptedError as error:
+        if value.get("shard") != shard:
+            raise
+        raise ManifestChangedError(
+            f"{error} The record is whole, so {view / GROUP_FILE} was changed after it was "
+            "written. Restore that; or remove the record, if it was put there from another cache."
+        ) from error
 
 
 def read_commits(view: Path, manifest: Manifest) -> tuple[Commit, ...]:
     """All commit records that are there, in shard order, from the records themselves."""
-    commits = []
-    for shard in sorted(committed_shards(view, manifest)):
-        path = commit_file(view, shard)
-        commits.append(Commit.from_json(read_json(path), str(path), manifest, shard))
-    return tuple(commits)
+    shards = sorted(committed_shards(view, manifest))
+    return tuple(read_commit(view, manifest, shard) for shard in shards)
 
 
 def write_index(view: Path, manifest: Manifest, commits: Sequence[Commit]) -> None:
-    """Gather the commits of a complete view into one file, for fast opening."""
-    records = [commit.to_json() for commit in commits]
-    content = {"digest": view_digest(manifest, commits), "commits": records}
-    write_json(view / INDEX_FILE, content, replace=True)
+    """Gather the commits of a complete view into one file, for fast opening.
+
+    A view with so many shards that readers would refuse the file keeps its records only.
+    """
+    content = {
+        "digest": view_digest(manifest, commits),
+        "manifest": manifest_checksum(manifest),
+        "commits": [commit.to_json() for commit in commits],
+    }
+    if len(json_text(content, "the index")) < _index_bytes(manifest) // 2:
+        write_json(view / INDEX_FILE, signed(content), replace=True)
+
+
+def _index_bytes(manifest: Manifest) -> int:
+    """The largest index that is read: a view of very many shards may have a large one."""
+    wanted = manifest.num_shards * (2048 + 512 * len(manifest.columns))
+    return min(max(MAX_JSON_BYTES, wanted), _MAX_INDEX_BYTES)
 
 
 def read_index(view: Path, manifest: Manifest) -> tuple[Commit, ...] | None:
-    """The gathered commits of a complete view; None where they must be read one by one."""
+    """The gathered commits of a complete view; None where they must be read one by one.
+
+    Raises:
+        CacheCorruptedError: it is damaged.
+        ManifestChangedError: it is whole and contradicts the manifest.
+    """
     path = view / INDEX_FILE
     try:
-        at = Fields(read_json(path), str(path))
+        value = read_json(path, _index_bytes(manifest))
     except FileNotFoundError:
         return None
+    check_signed(value, path)
+    at = Fields(value, str(path))
     records = at.items("commits")
-    if len(records) != manifest.num_shards:
+    is_grown = manifest.extended_from and len(records) < manifest.num_shards
+    if manifest.is_open or is_grown:
         return None
-    commits = tuple(
-        Commit.from_json(record, f"{path}, shard {shard}", manifest, shard)
-        for shard, record in enumerate(records)
-    )
-    if at.text("digest") != view_digest(manifest, commits):
-        raise CacheCorruptedError(
-            f"{path} does not belong to the manifest beside it: one of the two was changed after "
-            "the dump. Where the manifest is right, remove the index; it can be rebuilt."
+    try:
+        commits = tuple(
+            Commit.from_json(record, f"{path}, shard {shard}", manifest, shard)
+            for shard, record in enumerate(records[: manifest.num_shards])
         )
+        at.text("manifest", at_most=16)
+        if at.text("digest") != view_digest(manifest, commits) or len(commits) < len(records):
+            raise CacheCorruptedError(f"{path} does not belong to the manifest beside it.")
+    except CacheCorruptedError as error:
+        raise ManifestChangedError(
+            f"{error} The index is whole, so {view / GROUP_FILE} was changed after the dump. "
+            "Restore that; where the change was meant, remove the index, which can be rebuilt."
+        ) from error
     return commits
+
+
+def recorded_manifest(view: Path) -> str:
+    """The checksum of the manifest that the index was gathered for; it has been read before."""
+    path = view / INDEX_FILE
+    return Fields(read_json(path, _MAX_INDEX_BYTES), str(path)).text("manifest", at_most=16)
+
+
+def manifest_checksum(manifest: Manifest) -> str:
+    """xxh3-64 over all of a manifest, also over what the digest leaves out."""
+    return xxhash.xxh3_64_hexdigest(json_text(manifest.to_json(), "the manifest").encode())
 
 
 def view_digest(manifest: Manifest, commits: Sequence[Commit]) -> str:

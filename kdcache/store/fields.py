@@ -6,11 +6,13 @@ names the file and the field. No number from a file is used before it passed thr
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from kdcache.errors import CacheCorruptedError
+
+MAX_NUMBER = 1e100
+"""Largest magnitude of a number for reports: its square still is one."""
 
 
 class Fields:
@@ -66,10 +68,10 @@ class Fields:
         return dict(value)
 
     def numbers(self, name: str) -> dict[str, float]:
-        """An object whose values are all finite numbers."""
+        """An object whose values are all numbers of a size that arithmetic survives."""
         value = self.mapping(name)
         for number in value.values():
             # An int beyond float's range compares exactly; float() of it would raise.
-            if type(number) not in (int, float) or not abs(number) <= sys.float_info.max:
-                raise self._bad(name, "an object of finite numbers")
+            if type(number) not in (int, float) or not abs(number) <= MAX_NUMBER:
+                raise self._bad(name, f"an object of numbers up to {MAX_NUMBER:g}")
         return {key: float(number) for key, number in value.items()}

@@ -1,7 +1,8 @@
 """Files that appear whole or not at all, and survive a power cut: the store's only writes.
 
 What is assumed of the file system: rename and hard link within a folder are atomic, and fsync
-reaches the disk. Locks are not needed here.
+reaches the disk. Locks are not needed here. Reading trusts nothing: only regular files, and never
+more bytes than the caller allows.
 """
 
 from __future__ import annotations
@@ -10,17 +11,47 @@ import contextlib
 import errno
 import json
 import os
-import secrets
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kdcache.errors import CacheCorruptedError, UsageError
-from kdcache.store.layout import GROUP_FILE
+from kdcache.errors import CacheCorruptedError, CacheError, UsageError
+from kdcache.store.layout import GROUP_FILE, aside_name, temporary_name
 
-_MAX_JSON_BYTES = 64 << 20
+MAX_JSON_BYTES = 64 << 20
+"""Largest JSON file that is read, unless the caller allows less or more."""
+
 _MAX_JSON_DEPTH = 32
+_BYTES_PER_VALUE = 16
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextlib.contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Turn an OSError into a CacheError that says which path, why, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename2 or error.filename or folder
+        reason = error.strerror or type(error).__name__
+        remedy = "Mend that" if error.errno not in _FULL else "Make room there"
+        raise CacheError(
+            f"{path} cannot be written ({reason}), in {folder}. What was committed before is "
+            f"whole. {remedy} and run the same command again; it goes on from there."
+        ) from error
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file or folder a dot name, under which it means nothing to readers; return that.
+
+    Nothing is deleted: ``kdcache clean`` does that on request.
+    """
+    aside = path.with_name(aside_name(path.name))
+    path.rename(aside)
+    fsync_folder(path.parent)
+    return aside
 
 
 def fsync_folder(folder: Path) -> None:
@@ -65,7 +96,7 @@ def write_json(path: Path, value: Any, *, replace: bool) -> bool:
         UsageError: ``value`` is nothing that JSON can say; nothing was written.
     """
     text = json_text(value, str(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with temporary.open("x", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -89,6 +120,10 @@ def _name_first(temporary: Path, path: Path) -> None:
     """Give a file its name unless something has it; FileExistsError then."""
     try:
         os.link(temporary, path)
+    except FileExistsError:
+        # Over NFS the answer to the first try may be lost, and the second finds our own link.
+        if not path.exists() or not path.samefile(temporary):
+            raise
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -109,6 +144,23 @@ def write_group(folder: Path, attributes: Mapping[str, object]) -> None:
     write_json(folder / GROUP_FILE, group_content(attributes), replace=False)
 
 
+def check_group(marker: Path, *, is_bare: bool) -> None:
+    """Raise CacheCorruptedError where a ``zarr.json`` is not that of a Zarr v3 group of ours.
+
+    Args:
+        marker: the file.
+        is_bare: whether the group has no attributes.
+    """
+    try:
+        found = read_json(marker)
+    except FileNotFoundError as error:
+        raise CacheCorruptedError(f"{marker} is missing: other Zarr readers need it.") from error
+    attributes = found.get("attributes")
+    is_ours = isinstance(attributes, dict) and not (is_bare and attributes)
+    if not is_ours or found != group_content(attributes or {}):
+        raise CacheCorruptedError(f"{marker} is damaged: other Zarr readers cannot open it.")
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"it holds {name}")
 
@@ -124,22 +176,61 @@ def _is_shallow(value: object) -> bool:
     return False
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, bounded in size and depth.
+def size_of(path: Path) -> int | None:
+    """Bytes of a file; None where there is none, or it cannot be looked at."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def read_file(path: Path, at_most: int) -> bytes:
+    """The content of a regular file, or of a symbolic link to one.
+
+    A named pipe would block for ever, a device has no end: neither is opened.
+
+    Args:
+        path: the file.
+        at_most: bytes; a larger file is not read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CacheCorruptedError: it is no regular file, too large, or cannot be read.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CacheCorruptedError(f"{path} is no regular file; it was not opened.")
+        if status.st_size > at_most:
+            raise CacheCorruptedError(
+                f"{path} has {status.st_size:,} bytes, at most {at_most:,} were expected."
+            )
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            return file.read(status.st_size + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CacheCorruptedError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def read_json(path: Path, at_most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON object, bounded in size, depth and number of values.
+
+    Args:
+        path: the file.
+        at_most: bytes; and a sixteenth as many values, because an empty list takes 3 bytes in the
+            file and 64 in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
         CacheCorruptedError: it cannot be read, is too large or too deep, or no JSON object.
     """
+    content = read_file(path, at_most)
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > at_most // _BYTES_PER_VALUE:
+        raise CacheCorruptedError(f"{path} holds more values than any file of ours.")
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CacheCorruptedError(f"{path} is larger than {_MAX_JSON_BYTES:,} bytes: not ours.")
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise CacheCorruptedError(f"{path} cannot be read ({error.strerror}).") from error
+        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CacheCorruptedError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(value, dict) or not _is_shallow(value):

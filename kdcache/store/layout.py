@@ -30,6 +30,7 @@ ORDER: tuple[Per, ...] = ("sample", "position", "entry")
 """Columns are checked and read in this order: the counts of one tell the rows of the next."""
 
 _ATTEMPT = re.compile(r"[0-9a-f]{12}")
+_TOKEN_BYTES = 6
 
 
 def check_split_name(split: str) -> str:
@@ -54,7 +55,17 @@ def view_folder(cache: Path, split: str, view: int) -> Path:
 
 def new_attempt() -> str:
     """A name that no other attempt at a shard has: 48 random bits."""
-    return secrets.token_hex(6)
+    return secrets.token_hex(_TOKEN_BYTES)
+
+
+def temporary_name(name: str) -> str:
+    """``.zarr.json.0123456789ab``: what a file or folder is called until it is whole."""
+    return f".{name}.{secrets.token_hex(_TOKEN_BYTES)}"
+
+
+def aside_name(name: str) -> str:
+    """``.shard-000001.json.0123456789ab.aside``: what was damaged, or is about to be removed."""
+    return f"{temporary_name(name)}.aside"
 
 
 def attempt_folder(view: Path, shard: int, attempt: str) -> Path:

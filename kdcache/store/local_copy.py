@@ -7,23 +7,21 @@ a lock and shared by all students and DataLoader workers on the machine.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
-from filelock import FileLock
 
 from kdcache.columns import NUM_POSITIONS, Array, Per
 from kdcache.errors import CacheCorruptedError, CacheError, UsageError
 from kdcache.store.cache import View
 from kdcache.store.fields import Fields
-from kdcache.store.files import fsync_tree, read_json, write_json
+from kdcache.store.files import read_json, size_of
+from kdcache.store.local_build import META_FILE, Progress, build, fill, table_crc
+from kdcache.store.locks import taking_turns
 from kdcache.store.manifest import Manifest
-from kdcache.store.records import TABLES, RecordTypes, RecordWriter, Tables, take_records
+from kdcache.store.records import TABLES, RecordTypes, Tables, take_records
 
 IN_MEMORY_BYTES = 64 << 20
 """Copies up to this size are decoded into memory and leave nothing on disk."""
@@ -31,9 +29,7 @@ IN_MEMORY_BYTES = 64 << 20
 _LAYOUT = 0
 """Version of the copy's files; part of its name, so that an older copy is never misread."""
 
-_META = "copy.json"
-_CRC_STEP_BYTES = 16 << 20
-Progress = Callable[[int, int], None]
+_MAX_META_BYTES = 1 << 20
 
 
 class LocalCopy:
@@ -99,7 +95,7 @@ class LocalCopy:
         if self.location is None:
             return
         recorded = _read_meta(self.location).mapping("crc32c")
-        if any(recorded.get(per) != _table_crc(table) for per, table in self._tables.items()):
+        if any(recorded.get(per) != table_crc(table) for per, table in self._tables.items()):
             raise _damaged(self.location)
 
 
@@ -130,31 +126,59 @@ def open_local_copy(
         CacheCorruptedError: something in the cache or in an existing copy is damaged.
         CacheError: the disk has too little room for the copy.
     """
-    base = folder or default_folder()
-    target = base / f"{view.digest}.{_LAYOUT}"
-    if target.is_dir():
+    target = _location(view, folder)
+    if size_of(target) is not None:
         return _open(view, target)
     rows = _num_rows(view)
-    num_positions = view.read_num_positions()
-    if rows["position"] and rows["position"] != int(num_positions.sum(dtype=np.int64)):
-        raise CacheCorruptedError(f"{view.folder}: counts and columns per position disagree.")
-    types = RecordTypes.of(view.manifest.columns, num_positions)
+    types = RecordTypes.of(view.manifest.columns, _fewest_and_most(view, rows["position"]))
     if types.num_bytes(rows) <= in_memory_bytes:
         tables = types.allocate(rows, lambda _, dtype, length: np.zeros(length, dtype))
-        _fill(view, types, tables, progress)
+        fill(view, types, tables, progress)
         return LocalCopy(view.manifest, types, tables, None)
+    base = target.parent
     try:
         base.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f"{target.name}.lock")):
+        with taking_turns(target.with_name(f"{target.name}.lock"), target.is_dir):
             if not target.is_dir():
-                _check_room(view, types.num_bytes(rows), base)
-                _build(view, types, rows, target, progress)
+                build(view, types, rows, target, progress)
     except OSError as error:
         raise CacheError(
-            f"the local copy of {view.folder} cannot be made in {base} ({error.strerror}). Point "
-            "KDCACHE_LOCAL (or local_copy:) at a disk with room for it."
+            f"the local copy of {view.folder} cannot be made in {base} ({error.strerror}). Make "
+            "room there and run the same command again, or point KDCACHE_LOCAL (or local_copy:) "
+            "at a disk with room for it. The cache itself is as it was."
         ) from error
     return _open(view, target)
+
+
+def find_local_copy(view: View, folder: Path | None = None) -> LocalCopy | None:
+    """The local copy of a complete view where there is one in a folder; it is not made here.
+
+    Args:
+        view: the view.
+        folder: where copies live; ``default_folder()`` if None.
+
+    Raises:
+        CacheIncompleteError: shards are missing.
+        CacheCorruptedError: the copy is damaged.
+    """
+    target = _location(view, folder)
+    return None if size_of(target) is None else _open(view, target)
+
+
+def _location(view: View, folder: Path | None) -> Path:
+    return (folder or default_folder()) / f"{view.digest}.{_LAYOUT}"
+
+
+def _fewest_and_most(view: View, num_positions: int) -> Array:
+    """(2,) the fewest and the most positions of a sample, reading one shard's counts at a time."""
+    fewest, most, total = np.iinfo(np.int32).max, 0, 0
+    for commit in view.commits:
+        counts = view.read_column(commit, NUM_POSITIONS)
+        fewest, most = min(fewest, int(counts.min())), max(most, int(counts.max()))
+        total += int(counts.sum(dtype=np.int64))
+    if num_positions and num_positions != total:
+        raise CacheCorruptedError(f"{view.folder}: counts and columns per position disagree.")
+    return np.asarray([fewest, most])
 
 
 def _num_rows(view: View) -> dict[Per, int]:
@@ -165,68 +189,6 @@ def _num_rows(view: View) -> dict[Per, int]:
     return rows
 
 
-def _fill(view: View, types: RecordTypes, tables: Tables, progress: Progress | None) -> None:
-    """Decode shard after shard into the tables; memory is bounded by one shard."""
-    writer = RecordWriter(view.manifest.columns, types, tables)
-    for number, commit in enumerate(view.commits):
-        writer.append(view.read_shard(commit))
-        if progress is not None:
-            progress(number + 1, len(view.commits))
-
-
-def _check_room(view: View, size: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if size > 0.95 * free:
-        raise CacheError(
-            f"the local copy of {view.folder} needs {size / 2**30:.1f} GiB, {folder} has "
-            f"{free / 2**30:.1f} GiB free. Point KDCACHE_LOCAL (or local_copy:) at a larger disk."
-        )
-
-
-def _build(
-    view: View,
-    types: RecordTypes,
-    rows: Mapping[Per, int],
-    target: Path,
-    progress: Progress | None,
-) -> None:
-    """Fill mapped files under a temporary name, then give the folder its own; the lock is held."""
-    for left_behind in target.parent.glob(f".{target.name}.*"):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-
-    def make(per: Per, dtype: np.dtype[Any], length: int) -> Array:
-        _reserve(building / per, length * dtype.itemsize)
-        return np.memmap(building / per, dtype, "r+", shape=(length,))
-
-    try:
-        tables = types.allocate(rows, make)
-        _fill(view, types, tables, progress)
-        for table in tables.values():
-            if isinstance(table, np.memmap):
-                table.flush()
-        meta = {
-            "crc32c": {per: _table_crc(table) for per, table in tables.items()},
-            "rows": dict(rows),
-            "num_positions": types.num_positions,
-        }
-        write_json(building / _META, meta, replace=True)
-        fsync_tree(building)
-        building.chmod(0o755)
-        building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _reserve(file: Path, size: int) -> None:
-    """Make a file whose blocks are there: a mapped write to a full disk would kill the process."""
-    with file.open("xb") as stream:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, size)
-        else:
-            stream.truncate(size)
-
-
 def _damaged(target: Path) -> CacheCorruptedError:
     return CacheCorruptedError(
         f"the local copy {target} is damaged. Remove that folder; it is rebuilt from the cache."
@@ -235,7 +197,7 @@ def _damaged(target: Path) -> CacheCorruptedError:
 
 def _read_meta(target: Path) -> Fields:
     try:
-        return Fields(read_json(target / _META), str(target / _META))
+        return Fields(read_json(target / META_FILE, _MAX_META_BYTES), str(target / META_FILE))
     except FileNotFoundError as error:
         raise _damaged(target) from error
 
@@ -262,11 +224,3 @@ def _map_tables(types: RecordTypes, rows: Mapping[Per, int], target: Path) -> Ta
         return np.memmap(target / per, dtype, "r", shape=(length,))
 
     return types.allocate(rows, mapped)
-
-
-def _table_crc(table: Array) -> int:
-    crc = 0
-    step = max(1, _CRC_STEP_BYTES // max(1, table.dtype.itemsize))
-    for start in range(0, len(table), step):
-        crc = google_crc32c.extend(crc, table[start : start + step].tobytes())
-    return crc

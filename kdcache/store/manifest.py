@@ -7,10 +7,11 @@ two runs must agree on is compared field by field; when and by what it was made 
 
 from __future__ import annotations
 
-import itertools
+import bisect
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ UNKNOWN_LENGTH = (1 << 53) + 1
 
 _MAX_COLUMNS = 256
 _MAX_AXES = 4
-_MAX_EXTENSIONS = 4096
+_MAX_EXTENSIONS = 1 << 16
 _NOT_COMPARED = frozenset(
     {
         "created",
@@ -40,6 +41,10 @@ _NOT_COMPARED = frozenset(
         "tables",
     }
 )
+_MEANING = {
+    "identity.teacher.weights": "The teacher has other weights.",
+    "identity.dataset.probe": "The dataset has other samples, or gives them in another order.",
+}
 _GROWN = frozenset({"num_samples", "identity.dataset.probe"})
 
 
@@ -109,15 +114,19 @@ class Manifest:
     def _ends(self) -> tuple[int, ...]:
         return (*self.extended_from, self.num_samples)
 
-    def _extents(self) -> Iterator[tuple[int, int, int]]:
-        """(start, stop, shards) of what was dumped before, between and after extensions."""
-        for start, stop in itertools.pairwise((0, *self._ends)):
-            yield start, stop, -(-(stop - start) // self.samples_per_shard)
+    @cached_property
+    def _stretches(self) -> tuple[list[int], list[int]]:
+        """First sample and first shard of every stretch between extensions, and one past all."""
+        samples, shards = [0], [0]
+        for stop in self._ends:
+            shards.append(shards[-1] - (samples[-1] - stop) // self.samples_per_shard)
+            samples.append(stop)
+        return samples, shards
 
     @property
     def num_shards(self) -> int:
         """Shards that a complete view has; of an open stream, the most that it may have."""
-        number = sum(shards for _, _, shards in self._extents())
+        number = self._stretches[1][-1]
         return min(number, MAX_SHARDS) if self.is_open else number
 
     def missing(self, done: Collection[int]) -> tuple[int, ...]:
@@ -130,13 +139,12 @@ class Manifest:
 
     def shard_range(self, shard: int) -> tuple[int, int]:
         """[start, stop) of the samples that a shard holds."""
-        number = shard
-        for start, stop, shards in self._extents():
-            if number < shards:
-                first = start + number * self.samples_per_shard
-                return first, min(first + self.samples_per_shard, stop)
-            number -= shards
-        raise IndexError(f"there are {self.num_shards} shards, no {shard}.")
+        samples, shards = self._stretches
+        at = bisect.bisect_right(shards, shard) - 1
+        if not 0 <= at < len(samples) - 1:
+            raise IndexError(f"there are {self.num_shards} shards, no {shard}.")
+        first = samples[at] + (shard - shards[at]) * self.samples_per_shard
+        return first, min(first + self.samples_per_shard, samples[at + 1])
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the group's attributes."""
@@ -265,12 +273,14 @@ def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, t
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def difference_table(found: Mapping[str, tuple[Any, Any]]) -> str:
-    """One aligned line a field: name, the cache's value, this run's."""
+def difference_table(
+    found: Mapping[str, tuple[Any, Any]], sides: tuple[str, str] = ("cache", "this run")
+) -> str:
+    """One aligned line a field: name, the value on either side."""
     width = max(len(name) for name in found)
     lines = [
-        f"  {name:<{width}}  cache {_short(cache)}   this run {_short(run)}"
-        for name, (cache, run) in found.items()
+        f"  {name:<{width}}  {sides[0]} {_short(one)}   {sides[1]} {_short(other)}"
+        for name, (one, other) in found.items()
     ]
     return "\n".join(lines)
 
@@ -300,7 +310,8 @@ def check_same(cache: Manifest, run: Manifest, where: Path) -> None:
         remedy = "Restore these settings to resume, or choose a new cache path."
         if found.keys() <= _GROWN and cache.num_samples < run.num_samples:
             remedy = "If samples were added at the dataset's end, --extend dumps only those."
+        meaning = "".join(f"{text} " for name, text in _MEANING.items() if name in found)
         raise MismatchError(
-            f"cannot continue the dump into {where}, which was begun with other settings.\n"
-            f"{difference_table(found)}\nNothing was written. {remedy}"
+            f"{where} was begun with other settings.\n{difference_table(found)}\n"
+            f"{meaning}Nothing was written. {remedy}"
         )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, Column, Per
+from kdcache.errors import CacheCorruptedError
 
 TABLES: tuple[Per, ...] = ("sample", "position", "entry")
 Tables = dict[Per, Array]
@@ -131,13 +132,28 @@ def take_records(
         first = rows.pop(_FIRST, None)
         if first is not None:
             rows |= _below(tables["entry"], first, rows[NUM_ENTRIES])
-    return {name: np.ascontiguousarray(array) for name, array in rows.items()}
+    return {name: _apart(array) for name, array in rows.items()}
+
+
+def _apart(array: Array) -> Array:
+    """Rows with strides of their own: one row counts as contiguous with those of its record."""
+    return np.ascontiguousarray(array) if len(array) > 1 else array.copy()
 
 
 def _below(table: Array, first: Array, counts: Array) -> dict[str, Array]:
     """Records first[i] to first[i] + counts[i] of a table, for all i, flat."""
     counts = counts.astype(np.int64)
+    # Checked before any memory is asked for: a flipped bit in a mapped file can say anything.
+    if counts.size and not (min(counts.min(), first.min()) >= 0 and _fits(table, first, counts)):
+        raise CacheCorruptedError(
+            "the local copy of the cache is damaged: a sample's rows lie outside of its table. "
+            "kdcache verify CACHE --local-copy names the copy; remove it, it is made again."
+        )
     before = np.cumsum(counts) - counts
     wanted = np.arange(int(counts.sum())) + np.repeat(first - before, counts)
     records = table.take(wanted)
     return {name: records[name] for name in records.dtype.names or ()}
+
+
+def _fits(table: Array, first: Array, counts: Array) -> bool:
+    return bool((first <= len(table) - counts).all())

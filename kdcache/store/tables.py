@@ -7,10 +7,10 @@ one.
 
 from __future__ import annotations
 
+import contextlib
 import math
-import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,22 @@ from kdcache.columns import DTYPES, Array
 from kdcache.errors import CacheCorruptedError, UsageError
 from kdcache.store.arrays import COMPRESSION_LEVEL, decode_chunk
 from kdcache.store.fields import Fields
-from kdcache.store.files import fsync_folder, fsync_tree, read_json, write_group
-from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER
+from kdcache.store.files import (
+    fsync_folder,
+    fsync_tree,
+    read_file,
+    read_json,
+    set_aside,
+    write_group,
+)
+from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER, temporary_name
 
 MAX_TABLE_BYTES = 1 << 30
+_MAX_AXES = 8
+_REMEDY = (
+    "Restore it; or run kdcache verify CACHE --repair and the same kdcache dump-teacher command "
+    "again, which writes it anew where the codec comes to the same table."
+)
 _DIGEST_LETTERS = frozenset("0123456789abcdef")
 
 
@@ -37,13 +49,43 @@ def table_digest(table: Array) -> str:
 def check_tables(tables: Mapping[str, Array], digests: Mapping[str, str]) -> None:
     """Raise UsageError unless ``tables`` can be stored and are what the manifest says of them."""
     for name, table in tables.items():
-        if table.dtype.name not in DTYPES or not 0 < table.nbytes <= MAX_TABLE_BYTES:
+        is_small = 0 < table.nbytes <= MAX_TABLE_BYTES and table.ndim <= _MAX_AXES
+        if table.dtype.name not in DTYPES or not is_small:
             raise UsageError(
                 f"the codec's table {name!r} cannot be stored: {table.nbytes:,} bytes of "
-                f"{table.dtype.name}."
+                f"{table.dtype.name}, {table.ndim} axes."
             )
+        if _has_nan(table):
+            raise UsageError(f"the codec's table {name!r} has NaN in it: its fit went wrong.")
     if {name: table_digest(table) for name, table in tables.items()} != dict(digests):
         raise UsageError("the codec's tables are not those that the manifest names.")
+
+
+def _has_nan(table: Array) -> bool:
+    # The minimum of numbers with a NaN among them is NaN, and takes no memory.
+    return table.dtype.kind == "f" and bool(np.isnan(table.min()))
+
+
+def rewrite_damaged(cache: Path, tables: Mapping[str, Array], digests: Collection[str]) -> None:
+    """Write those tables of a cache anew that are damaged or missing and that ``tables`` holds.
+
+    Args:
+        cache: its folder.
+        tables: what this run's codec has.
+        digests: of the tables that the cache needs.
+    """
+    damaged: dict[str, Array] = {}
+    for name, table in tables.items():
+        digest = table_digest(table)
+        if digest not in digests:
+            continue
+        try:
+            read_table(cache, digest)
+        except CacheCorruptedError:
+            damaged[name] = table
+            with contextlib.suppress(FileNotFoundError):
+                set_aside(cache / TABLES_FOLDER / digest)
+    write_tables(cache, damaged)
 
 
 def write_tables(cache: Path, tables: Mapping[str, Array]) -> None:
@@ -66,7 +108,7 @@ def _write_table(folder: Path, table: Array) -> None:
     target = folder / table_digest(table)
     if target.exists():
         return
-    temporary = folder / f".{target.name}.{secrets.token_hex(6)}"
+    temporary = folder / temporary_name(target.name)
     array = zarr.create_array(
         store=LocalStore(temporary),
         shape=table.shape,
@@ -98,17 +140,24 @@ def read_table(cache: Path, digest: str) -> Array:
     try:
         at = Fields(read_json(folder / GROUP_FILE), str(folder))
         dtype, shape = at.text("data_type", at_most=16), at.items("shape")
-        if dtype not in DTYPES or not all(type(n) is int and n > 0 for n in shape):
-            raise CacheCorruptedError(f"{folder} is no table of ours.")
+        is_shape = len(shape) <= _MAX_AXES and all(type(n) is int and n > 0 for n in shape)
+        if dtype not in DTYPES or not is_shape:
+            raise CacheCorruptedError(f"{folder} is no table of ours. {_REMEDY}")
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        stored = folder.joinpath("c", *["0"] * len(shape))
-        if num_bytes > MAX_TABLE_BYTES or stored.stat().st_size > 2 * num_bytes + 1024:
+        if num_bytes > MAX_TABLE_BYTES:
             raise CacheCorruptedError(f"{folder} claims {num_bytes:,} bytes: no table of ours.")
-        content = memoryview(stored.read_bytes())
+        stored = folder.joinpath("c", *["0"] * len(shape))
+        content = memoryview(read_file(stored, num_bytes + num_bytes // 64 + 1024))
     except OSError as error:
-        raise CacheCorruptedError(f"{folder} cannot be read ({error.strerror}).") from error
+        raise CacheCorruptedError(
+            f"{folder} cannot be read ({error.strerror}). {_REMEDY}"
+        ) from error
     table = np.empty(shape, dtype)
     decode_chunk(content, table, shuffled=False, where=str(stored))
     if table_digest(table) != digest:
-        raise CacheCorruptedError(f"{folder} is damaged: its content is not what its name says.")
+        raise CacheCorruptedError(
+            f"{folder} is damaged: its content is not what its name says. {_REMEDY}"
+        )
+    if _has_nan(table):
+        raise CacheCorruptedError(f"{folder} has NaN in it: no codec of ours was fitted to that.")
     return table

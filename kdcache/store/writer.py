@@ -7,29 +7,37 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, num_rows
 from kdcache.errors import AlignmentError, CacheCorruptedError, CacheError, UsageError
-from kdcache.store.arrays import MAX_DECODED_BYTES, write_array
+from kdcache.store.arrays import MAX_DECODED_BYTES, StoredArray, write_array
+from kdcache.store.cache import check_format
 from kdcache.store.commits import (
+    MAX_SHARD_BYTES,
     Commit,
+    ManifestChangedError,
     committed_shards,
     read_commits,
     read_index,
+    recorded_shards,
     write_commit,
     write_index,
 )
+from kdcache.store.fields import MAX_NUMBER
 from kdcache.store.files import (
     fsync_folder,
     fsync_tree,
     group_content,
     read_json,
+    set_aside,
     write_group,
     write_json,
+    writing_into,
 )
 from kdcache.store.layout import (
     ATTRIBUTE,
@@ -39,26 +47,31 @@ from kdcache.store.layout import (
     GROUP_FILE,
     ORDER,
     attempt_folder,
+    commit_file,
     new_attempt,
     view_folder,
 )
 from kdcache.store.manifest import Manifest, check_same, read_manifest
-from kdcache.store.tables import check_tables, write_tables
+from kdcache.store.tables import check_tables, rewrite_damaged, write_tables
 
 log = logging.getLogger(__name__)
 
 
 def check_cache_path(cache: Path) -> None:
     """Raise CacheError where a cache cannot be made: the path holds something else."""
-    # What there is before the marker: whoever makes a cache writes the marker first, under a
-    # temporary name, so a racing or a killed creation leaves nothing else without it.
-    is_new = not cache.exists() or (
-        cache.is_dir() and all(path.name.startswith(f".{GROUP_FILE}.") for path in cache.iterdir())
-    )
     marker = cache / GROUP_FILE
-    if marker.is_file():
+    with writing_into(cache):
+        # What there is before the marker: whoever makes a cache writes the marker first, under a
+        # temporary name, so a racing or a killed creation leaves nothing else without it.
+        is_new = not cache.exists() or (
+            cache.is_dir()
+            and all(path.name.startswith(f".{GROUP_FILE}.") for path in cache.iterdir())
+        )
+        is_marked = marker.is_file()
+    if is_marked:
         attributes = read_json(marker).get("attributes")
         if isinstance(attributes, dict) and ATTRIBUTE in attributes:
+            check_format(attributes[ATTRIBUTE], str(marker))
             return
     elif is_new:
         return
@@ -85,29 +98,52 @@ class ViewWriter:
         """Create the view, or join one whose manifest agrees.
 
         The first writer's ``samples_per_shard``, tables and references stand for all: take them
-        from the writer's ``manifest``.
+        from the writer's ``manifest``. A table that is damaged, and that this run's codec comes to
+        as well, is written anew.
 
         Raises:
-            CacheError: the path holds something that is no cache.
+            CacheError: the path holds something that is no cache, or cannot be written.
+            CacheCorruptedError: there are shards, but no manifest that says of what.
             MismatchError: the view was begun with other settings; nothing was written.
         """
         check_cache_path(cache)
         view = view_folder(cache, manifest.split, manifest.view)
-        if not (view / GROUP_FILE).exists():
-            check_tables(tables or {}, manifest.tables)
-            cache.mkdir(parents=True, exist_ok=True)
-            write_group(cache, {ATTRIBUTE: {"format": FORMAT_VERSION}})
-            (view / COMMITS_FOLDER).mkdir(parents=True, exist_ok=True)
-            write_group(view.parent, {})
-            write_tables(cache, tables or {})
-            write_group(view, {ATTRIBUTE: manifest.to_json()})
-            for folder in (view, view.parent, cache):
-                fsync_folder(folder)
-            with contextlib.suppress(PermissionError):  # a folder that may be entered, not listed
-                fsync_folder(cache.parent)
-        found = read_manifest(view)
-        check_same(found, manifest, view)
+        with writing_into(view):
+            is_new = not (view / GROUP_FILE).exists()
+            if is_new:
+                cls._check_unused(view)
+                check_tables(tables or {}, manifest.tables)
+                cls._write_new(cache, view, manifest, tables or {})
+            found = read_manifest(view)
+            check_same(found, manifest, view)
+            if not is_new:
+                rewrite_damaged(cache, tables or {}, found.tables.values())
         return cls(view, found)
+
+    @staticmethod
+    def _check_unused(view: Path) -> None:
+        """A manifest comes before the first commit: where it was lost, no other may take over."""
+        if recorded_shards(view) and not (view / GROUP_FILE).exists():
+            raise CacheCorruptedError(
+                f"{view} holds shards, but the manifest that says of which teacher and data "
+                f"({GROUP_FILE}) is lost. Nothing was written. Restore it, or move {view.parent} "
+                "away and dump this split again."
+            )
+
+    @staticmethod
+    def _write_new(
+        cache: Path, view: Path, manifest: Manifest, tables: Mapping[str, Array]
+    ) -> None:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_group(cache, {ATTRIBUTE: {"format": FORMAT_VERSION}})
+        (view / COMMITS_FOLDER).mkdir(parents=True, exist_ok=True)
+        write_group(view.parent, {})
+        write_tables(cache, tables)
+        write_group(view, {ATTRIBUTE: manifest.to_json()})
+        for folder in (view, view.parent, cache):
+            fsync_folder(folder)
+        with contextlib.suppress(PermissionError):  # a folder that may be entered, not listed
+            fsync_folder(cache.parent)
 
     @classmethod
     def extend(cls, cache: Path, manifest: Manifest, before: Manifest) -> ViewWriter:
@@ -134,7 +170,8 @@ class ViewWriter:
             identity=manifest.identity,
             references=manifest.references,
         )
-        write_json(view / GROUP_FILE, group_content({ATTRIBUTE: grown.to_json()}), replace=True)
+        with writing_into(view):
+            write_json(view / GROUP_FILE, group_content({ATTRIBUTE: grown.to_json()}), replace=True)
         return cls(view, grown)
 
     def end(self, num_samples: int) -> None:
@@ -143,7 +180,8 @@ class ViewWriter:
         Raises:
             AlignmentError: another run over the stream came to another end.
         """
-        write_json(self.folder / END_FILE, {"num_samples": num_samples}, replace=False)
+        with writing_into(self.folder):
+            write_json(self.folder / END_FILE, {"num_samples": num_samples}, replace=False)
         self.manifest = read_manifest(self.folder)
         if self.manifest.num_samples != num_samples:
             raise AlignmentError(
@@ -179,12 +217,42 @@ class ViewWriter:
         if not 0 <= shard < self.manifest.num_shards:
             raise UsageError(f"{self.folder} has {self.manifest.num_shards} shards, no {shard}.")
         sums = {name: float(number) for name, number in (statistics or {}).items()}
-        if not all(math.isfinite(number) for number in sums.values()):
+        if not all(abs(number) <= MAX_NUMBER for number in sums.values()):  # NaN is not, either
             raise UsageError(f"statistics of shard {shard} are not all finite: {sums}.")
         start, stop = self.manifest.shard_range(shard)
         self._check(columns, stop - start)
         attempt = new_attempt()
         group = attempt_folder(self.folder, shard, attempt)
+        with writing_into(self.folder):
+            try:
+                arrays = self._write_arrays(group, columns)
+            except BaseException:
+                # This attempt is nobody else's, and on a full disk it would stand in the way.
+                shutil.rmtree(group, ignore_errors=True)
+                raise
+            commit = Commit(
+                shard=shard,
+                attempt=attempt,
+                start=start,
+                stop=stop,
+                arrays=arrays,
+                statistics=sums,
+            )
+            if not write_commit(self.folder, commit):
+                log.warning(
+                    "shard %d was committed by another job; this attempt does not count", shard
+                )
+                return None
+            if not group.is_dir():
+                set_aside(commit_file(self.folder, shard))
+                raise CacheError(
+                    f"{group} was removed by somebody else before it was committed. Run the same "
+                    "command again; it dumps this shard again."
+                )
+        return commit
+
+    def _write_arrays(self, group: Path, columns: Mapping[str, Array]) -> dict[str, StoredArray]:
+        """Write an attempt and make it durable."""
         group.mkdir()
         write_group(group, {})
         arrays = {
@@ -193,18 +261,7 @@ class ViewWriter:
         }
         fsync_tree(group)
         fsync_folder(self.folder)
-        commit = Commit(
-            shard=shard,
-            attempt=attempt,
-            start=start,
-            stop=stop,
-            arrays=arrays,
-            statistics=sums,
-        )
-        if not write_commit(self.folder, commit):
-            log.warning("shard %d was committed by another job; this attempt does not count", shard)
-            return None
-        return commit
+        return arrays
 
     def _check(self, columns: Mapping[str, Array], num_samples: int) -> None:
         names = {column.name for column in self.manifest.columns}
@@ -216,24 +273,37 @@ class ViewWriter:
             if column.name in (NUM_POSITIONS, NUM_ENTRIES) and (columns[column.name] < 0).any():
                 raise UsageError(f"column {column.name!r} has a negative count.")
             if columns[column.name].nbytes > MAX_DECODED_BYTES:
-                raise UsageError(
-                    f"column {column.name!r} of one shard has {columns[column.name].nbytes:,} "
-                    f"bytes, at most {MAX_DECODED_BYTES:,} are allowed. Ask for fewer samples per "
-                    "shard."
-                )
+                self._too_large(f"column {column.name!r}", columns[column.name].nbytes)
+        total = sum(rows.nbytes for rows in columns.values())
+        if total > MAX_SHARD_BYTES:
+            self._too_large("all columns together", total)
+
+    def _too_large(self, what: str, num_bytes: int) -> NoReturn:
+        raise UsageError(
+            f"{what} of one shard has {num_bytes:,} bytes, at most {MAX_DECODED_BYTES:,} a column "
+            f"and {MAX_SHARD_BYTES:,} in all are allowed. Ask for fewer samples per shard."
+        )
 
     def finish(self) -> bool:
         """Gather the commits into the index once every shard has one; True if that is so.
 
-        An index that says anything else, after a repair, is replaced: the records decide.
+        An index that says anything else, after a repair, is replaced: the records decide. But one
+        that is whole, and of another manifest, says that the manifest was changed.
+
+        Raises:
+            CacheCorruptedError: a record is damaged, or the manifest was changed.
+            CacheError: the index cannot be written.
         """
         if self.manifest.is_open or self.pending():
             return False
         commits = read_commits(self.folder, self.manifest)
         try:
             is_current = read_index(self.folder, self.manifest) == commits
+        except ManifestChangedError:
+            raise
         except CacheCorruptedError:
             is_current = False
         if not is_current:
-            write_index(self.folder, self.manifest, commits)
+            with writing_into(self.folder):
+                write_index(self.folder, self.manifest, commits)
         return True

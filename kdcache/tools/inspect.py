@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS
 from kdcache.store import Cache, View, open_cache
 from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER
+from kdcache.tools.fidelity import FIDELITY, TEACHER, deviation, means, totals
+
+TRAIN = "train"
+_SIGMAS = 4.0
+_LEAST_NATS = 0.01
 
 
 def inspect_cache(path: str | Path) -> dict[str, Any]:
@@ -21,7 +27,9 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
         included (not the commit records of a complete split, which its index gathers, nor
         abandoned attempts); ``splits``: name -> samples, positions, classes, codec, shards, bytes
         of the split's own files, bytes per sample and per position, digest (None while
-        incomplete), the teacher's accuracy, cross-entropy and entropy in nats, identity.
+        incomplete), the teacher's accuracy, cross-entropy and entropy in nats, ``fidelity``: the
+        mean KL(teacher || stored) in nats and the mass that the targets keep class by class, the
+        pilot's numbers, identity; ``remarks``: one line each.
 
     Raises:
         CacheMissingError, CacheCorruptedError: it is no cache, or its metadata are damaged.
@@ -32,6 +40,7 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
         "path": str(cache.path),
         "bytes": _shared_bytes(cache) + sum(split["bytes"] for split in splits.values()),
         "splits": splits,
+        "remarks": [line for name in cache for line in _memorised(cache, name)],
     }
 
 
@@ -47,11 +56,9 @@ def _split(view: View) -> dict[str, Any]:
     samples = sum(commit.stop - commit.start for commit in view.commits)
     counted = next((c.name for c in manifest.columns if c.per == "position"), None)
     positions = sum(c.arrays[counted].rows for c in view.commits) if counted else samples
-    sums: dict[str, float] = {}
+    sums = totals(commit.statistics for commit in view.commits)
     columns: dict[str, int] = {}
     for commit in view.commits:
-        for name, value in commit.statistics.items():
-            sums[name] = sums.get(name, 0.0) + value
         for name, array in commit.arrays.items():
             columns[name] = columns.get(name, 0) + array.stored_bytes
     return {
@@ -73,21 +80,38 @@ def _split(view: View) -> dict[str, Any]:
         "column_bytes": columns,
         "fingerprint_bytes": columns.get(FINGERPRINT, 0),
         "count_bytes": columns.get(NUM_POSITIONS, 0),
-        "teacher": _teacher(sums),
+        "teacher": means(sums, TEACHER),
+        "fidelity": means(sums, FIDELITY),
+        "pilot": dict(manifest.pilot),
         "identity": dict(manifest.identity),
         "created": dict(manifest.created),
     }
 
 
-def _teacher(sums: dict[str, float]) -> dict[str, float]:
-    """Means over positions of what the commits summed up."""
-    sources = {
-        "entropy": ("entropy", "positions"),
-        "accuracy": ("correct", "labelled"),
-        "cross_entropy": ("cross_entropy", "labelled"),
-    }
-    return {
-        name: sums[total] / sums[count]
-        for name, (total, count) in sources.items()
-        if total in sums and sums.get(count)
-    }
+def _memorised(cache: Cache, split: str) -> list[str]:
+    """A remark where the teacher is far surer of its training split than of this one.
+
+    A teacher that has memorised its training set gives targets there that are like labels: less
+    entropy by half and more, beyond what chance explains.
+    """
+    if split == TRAIN or TRAIN not in cache:
+        return []
+    sums = [totals(c.statistics for c in cache[name].commits) for name in (TRAIN, split)]
+    train, other = (means(each, TEACHER) for each in sums)
+    if "entropy" not in train or "entropy" not in other:
+        return []
+    errors = 0.0
+    for name, each in zip((TRAIN, split), sums, strict=True):
+        samples = sum(commit.stop - commit.start for commit in cache[name].commits)
+        errors = math.hypot(errors, deviation(each, "entropy", "positions") / math.sqrt(samples))
+    less = other["entropy"] - train["entropy"]
+    if train["entropy"] > other["entropy"] / 2 or less < max(_LEAST_NATS, _SIGMAS * errors):
+        return []
+    pair = f"{train['entropy']:.3g} nats of entropy there, {other['entropy']:.3g} on {split!r}"
+    if "accuracy" in train and "accuracy" in other:
+        pair += f"; {train['accuracy']:.2%} and {other['accuracy']:.2%} right"
+    line = (
+        f"the teacher is far surer of {TRAIN!r} than of {split!r} ({pair}). It may have memorised "
+        "its training set: targets there are then like labels, and distillation gains little."
+    )
+    return [line]

@@ -17,8 +17,10 @@ from kdcache.data.forward import forward
 from kdcache.data.join import JoinedBatch
 from kdcache.errors import UsageError
 from kdcache.losses import LossSum, Objective
+from kdcache.train.finite import FiniteObjective, Note, non_finite_error
 from kdcache.train.pipelines import RESULT, AccuracyPipeline, check_pipeline, run_pipeline
 from kdcache.train.positions import check_positions
+from kdcache.train.record import describe_optimizer, describe_scheduler
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], Any]
@@ -49,11 +51,14 @@ class StudentModule(pl.LightningModule):
 
     Attributes:
         objective: losses, coefficients, temperature.
-        record: plain values that every checkpoint holds under ``kdcache``.
+        record: plain values that every checkpoint holds under ``kdcache``; optimiser and
+            schedule are added when they are made.
         scores: set -> numbers of its last validation.
+        needs_scores: after training: whether the last validation saw other weights than these.
 
     Raises:
         UsageError: a loss, coefficient, temperature or pipeline is wrong.
+        DataError: in training, the objective is no longer finite.
     """
 
     def __init__(
@@ -76,6 +81,9 @@ class StudentModule(pl.LightningModule):
         self.mapping = parse_mapping(batch, "student")
         self.record: dict[str, Any] = {}
         self.scores: dict[str, dict[str, float]] = {}
+        self.needs_scores = bool(validation)
+        self._finite = FiniteObjective()
+        self._scored: object = None
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._learning_rate = learning_rate
@@ -99,6 +107,15 @@ class StudentModule(pl.LightningModule):
         return bool(self._validation)
 
     @property
+    def lower_bounds(self) -> tuple[str, ...]:
+        """Which of the logged scores (``<set>_<number>``) are lower bounds."""
+        return tuple(
+            f"{split}_{name}"
+            for split, pipeline in self._pipelines.items()
+            for name in sorted(getattr(pipeline, "lower_bounds", ()))
+        )
+
+    @property
     def monitor(self) -> tuple[str, str]:
         """(logged name, "min" or "max") of what tells a better checkpoint."""
         if not self._validation:
@@ -115,7 +132,13 @@ class StudentModule(pl.LightningModule):
         self.mapping = output.mapping
         if targets is not None:
             check_positions(output, targets)
-        terms = self.objective.terms(output.logits, targets, output.labels, output.losses)
+        terms = self.objective.terms(
+            output.logits,
+            targets,
+            output.labels,
+            output.losses,
+            label_problem=output.label_problem,
+        )
         total = self.objective.total(terms)
         self._log_step(terms, total, len(output.num_positions))
         return total
@@ -126,9 +149,42 @@ class StudentModule(pl.LightningModule):
                 f"the student returned a loss called {_TOTAL!r}, the name under which the weighted "
                 "sum is logged. Return it under another name."
             )
-        values = {f"train_{name}": term.mean().detach() for name, term in terms.items()}
+        losses = {name: term.mean().detach() for name, term in terms.items()}
+        values = {f"train_{name}": value for name, value in losses.items()}
         values[f"train_{_TOTAL}"] = total.detach()
         self.log_dict(values, on_step=True, on_epoch=True, batch_size=batch_size, sync_dist=True)
+        self._finite.note(
+            Note(
+                epoch=self.current_epoch,
+                step=self.global_step,
+                total=total.detach(),
+                losses=losses,
+            )
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Look whether the objective is finite, where that costs no wait of its own."""
+        # Reading for a logger is a wait anyway; 0: nothing is read.
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_logged = bool(every) and self.global_step % every == 0
+        is_cpu = self.trainer.strategy.root_device.type == "cpu"
+        is_free = is_cpu and self.trainer.world_size == 1
+        if is_free or is_logged or self._finite.is_full():
+            self._check_finite()
+
+    def on_validation_start(self) -> None:
+        """Do not score a student that is lost."""
+        self._check_finite()
+
+    def on_train_epoch_end(self) -> None:
+        """Before Lightning writes checkpoints of the epoch."""
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        """Raise DataError on all processes where one has a bad note: none waits for another."""
+        bad = self._finite.read()
+        if self.trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
+            raise non_finite_error(bad, self.trainer.precision)
 
     def val_dataloader(self) -> Any:
         """One item a validation set: whole sets are scored by their pipelines."""
@@ -143,8 +199,19 @@ class StudentModule(pl.LightningModule):
             )
         results = run_pipeline(self._pipelines[batch], batch, self.student, self._validation[batch])
         self.scores[batch] = results
+        self._scored = self._weights()
         values = {f"{batch}_{name}": value for name, value in results.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def on_train_end(self) -> None:
+        """Find out whether a callback, or a last epoch, left weights that nobody has scored."""
+        is_old = self.has_validation and self._scored != self._weights()
+        self.needs_scores = self.trainer.strategy.reduce_boolean_decision(is_old, all=False)
+
+    def _weights(self) -> tuple[int, list[float]]:
+        """What tells weights apart: steps; and sums, since a callback may put others in place."""
+        sums = [float(parameter.detach().sum()) for parameter in self.student.parameters()]
+        return self.global_step, sums
 
     def configure_optimizers(self) -> Any:
         """The given optimiser over what of the student is trainable, and its schedule."""
@@ -158,9 +225,11 @@ class StudentModule(pl.LightningModule):
             optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=self._learning_rate)
         else:
             optimizer = self._make_optimizer(parameters)
+        self.record["optimizer"] = describe_optimizer(optimizer)
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer)
+        self.record["scheduler"] = describe_scheduler(scheduler)
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": self._on_plateau(scheduler)}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -177,8 +246,8 @@ class StudentModule(pl.LightningModule):
         return {"scheduler": scheduler, "monitor": name, "frequency": every or 1}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down which cache the student was trained from."""
-        checkpoint["kdcache"] = dict(self.record)
+        """Write down which cache the student was trained from, and how."""
+        checkpoint["kdcache"] = {**self.record, "batch": self.mapping.describe()}
 
 
 class _Names:

@@ -21,7 +21,7 @@ from kdcache.data.join import JoinedBatch
 from kdcache.errors import DataError, UsageError
 from kdcache.losses import kd_loss
 from kdcache.losses.labels import IGNORE_INDEX
-from kdcache.targets import SoftTargets
+from kdcache.targets import SoftTargets, TopKTargets
 from kdcache.train.positions import check_positions
 
 RESULT = "inference_result"
@@ -35,12 +35,14 @@ class AccuracyPipeline:
 
     Attributes:
         mode: larger is better.
+        lower_bounds: the results of the last run that are lower bounds of what they are called.
     """
 
     mode: Literal["max", "min"] = "max"
 
     def __init__(self, batch: Mapped | None = None) -> None:
         self.mapping: Mapped = batch or BatchMapping()
+        self.lower_bounds: frozenset[str] = frozenset()
 
     @torch.no_grad()  # not inference_mode: what a student keeps from here may meet gradients later
     def run_inference_pipeline(self, model: nn.Module, data_loader: Any) -> dict[str, float]:
@@ -52,31 +54,41 @@ class AccuracyPipeline:
 
         Returns:
             ``accuracy`` over labelled positions; for joined batches ``teacher_kl``,
-            KL(teacher || student) in nats per position at temperature 1 (a lower bound for top-k
-            targets), and ``teacher_agreement``, the share of positions where both have the same
-            top class. ``inference_result`` is the accuracy, or without labels the agreement.
+            KL(teacher || student) in nats per position at temperature 1, and
+            ``teacher_agreement``, the share of positions where both have the same top class.
+            ``inference_result`` is the accuracy, or without labels the agreement.
+
+            Top-k targets know the K kept classes and one bucket of all others: from them
+            ``teacher_kl`` is a lower bound of the KL over all C classes (exact where K = C). It
+            compares students of one cache, not caches; ``lower_bounds`` then names it.
 
         Raises:
             AlignmentError: the student has other positions than the teacher had.
-            DataError: there is neither a label nor a target.
+            DataError: there is neither a label nor a target; or the student's logits are NaN or
+                +inf, which argmax would take for an answer.
         """
         was_training = model.training
         model.eval()
         sums: dict[str, Tensor] = {}
+        self.lower_bounds, label_problem = frozenset(), ""
         try:
             for batch in data_loader:
-                for name, value in self._batch_sums(model, batch).items():
+                found, label_problem = self._batch_sums(model, batch)
+                for name, value in found.items():
                     sums[name] = sums[name] + value if name in sums else value
         finally:
             model.train(was_training)
-        return _results({name: float(value) for name, value in sums.items()})
+        return _results({name: float(value) for name, value in sums.items()}, label_problem)
 
-    def _batch_sums(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    def _batch_sums(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], str]:
+        """Sums over a batch's positions, and what is wrong with its labels."""
         batch = move_data_to_device(batch, next(model.parameters()).device)
         targets = batch.targets if isinstance(batch, JoinedBatch) else None
         user_batch = batch.batch if isinstance(batch, JoinedBatch) else batch
         output = forward(model, self.mapping, user_batch)
-        sums: dict[str, Tensor] = {}
+        # -inf is a class that the student masks.
+        is_lost = ~(output.logits < torch.inf).all(dim=-1)
+        sums = {"lost": is_lost.sum(), "all": torch.ones_like(is_lost).sum()}
         if output.labels is not None:
             known = output.labels != IGNORE_INDEX
             right = output.logits.argmax(dim=-1) == output.labels
@@ -84,7 +96,9 @@ class AccuracyPipeline:
         if targets is not None:
             check_positions(output, targets)
             sums |= _teacher_sums(output, targets)
-        return sums
+            if isinstance(targets, TopKTargets) and targets.ids.shape[-1] < targets.num_classes:
+                self.lower_bounds = frozenset({"teacher_kl"})
+        return sums, output.label_problem
 
 
 def _teacher_sums(output: FlatOutput, targets: SoftTargets) -> dict[str, Tensor]:
@@ -93,7 +107,13 @@ def _teacher_sums(output: FlatOutput, targets: SoftTargets) -> dict[str, Tensor]
     return {"positions": divergence.count, "kl": divergence.sum.double(), "same": same.sum()}
 
 
-def _results(sums: Mapping[str, float]) -> dict[str, float]:
+def _results(sums: Mapping[str, float], label_problem: str) -> dict[str, float]:
+    if sums.get("lost"):
+        raise DataError(
+            f"the student's logits are NaN or +inf at {sums['lost']:.0f} of {sums['all']:.0f} "
+            "positions of a validation set, so that no score of it is one. A lower learning rate "
+            "helps, or a precision of more range (bf16-mixed, 32-true)."
+        )
     results: dict[str, float] = {}
     if sums.get("positions"):
         results["teacher_kl"] = sums["kl"] / sums["positions"]
@@ -101,9 +121,12 @@ def _results(sums: Mapping[str, float]) -> dict[str, float]:
     if sums.get("labelled"):
         results["accuracy"] = sums["correct"] / sums["labelled"]
     if not results:
+        unusable = f"no cached targets, and labels that cannot be used: {label_problem}"
         raise DataError(
-            "a validation set has neither labels nor cached targets: nothing to score. Name the "
-            "labels (batch.labels), or give the set a pipeline of its own."
+            "a validation set has "
+            f"{unusable if label_problem else 'neither labels nor cached targets'}. There is "
+            "nothing to score: name the labels (batch.labels), or give the set a pipeline of its "
+            "own."
         )
     return {RESULT: results.get("accuracy", results.get("teacher_agreement", 0.0)), **results}
 

@@ -22,17 +22,19 @@ from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.join import CachedDataset
 from kdcache.data.probes import check_join
+from kdcache.data.stream import CachedStream
 from kdcache.losses import Objective
 from kdcache.store import Cache, open_cache
-from kdcache.train.fit import check_options, fit, last_metrics
+from kdcache.train.finite import check_weights
+from kdcache.train.fit import check_options, fit
 from kdcache.train.module import DEFAULT_LOSSES, MakeOptimizer, MakeScheduler, StudentModule
 from kdcache.train.output import (
+    EXPERIMENT_FILE,
     STUDENT_FILE,
     claim_output,
-    plain,
     released_on_failure,
-    write_record,
 )
+from kdcache.train.record import describe_data, describe_student, plain, write_record
 from kdcache.version import __version__
 
 log = logging.getLogger(__name__)
@@ -46,8 +48,12 @@ class StudentRun:
         output: its folder.
         student: the plain weights of the last epoch, ``student.safetensors``.
         metrics: the last value of everything that was logged.
-        scores: validation set -> the numbers of its last validation; they stand among the
-            metrics as ``<set>_<number>``.
+        scores: validation set -> numbers of these weights, whenever else it was validated; they
+            stand among the metrics as ``<set>_<number>``.
+        lower_bounds: names of the metrics that are lower bounds: ``<set>_teacher_kl`` where the
+            cache holds the top k only.
+        epochs: that were trained.
+        steps: of the optimiser, in all of them.
         seconds: wall-clock time of training, validation included.
         digest: of the cache's training split.
     """
@@ -56,6 +62,9 @@ class StudentRun:
     student: Path
     metrics: Mapping[str, float]
     scores: Mapping[str, Mapping[str, float]]
+    lower_bounds: tuple[str, ...]
+    epochs: int
+    steps: int
     seconds: float
     digest: str
 
@@ -91,6 +100,7 @@ def train_student(
     seed: int | None = None,
     progress: bool = True,
     trainer: Mapping[str, Any] | None = None,
+    experiment: str | None = None,
 ) -> StudentRun:
     """Train one student from a teacher cache.
 
@@ -121,11 +131,14 @@ def train_student(
         seed: of everything random; nothing is seeded if None.
         progress: show Lightning's bar where standard error is a terminal.
         trainer: arguments for Lightning's Trainer.
+        experiment: text of an experiment file that says all this, kept as ``experiment.yaml``.
 
     Returns:
-        The run: folder, metrics, seconds.
+        The run: folder, metrics, seconds. ``run.json`` in its folder says what it was.
 
     Raises:
+        DataError: the objective or the student is no longer finite; no student is saved.
+        TerminatedError: SIGTERM came; checkpoints stay.
         KdcacheError: see ``kdcache.errors``; nothing is overwritten.
     """
     options = dict(trainer or {})
@@ -175,7 +188,9 @@ def train_student(
             "temperature": temperature,
             "seed": seed,
             "trainer": options,
-            "student": type(student),
+            "pipelines": {name: type(pipeline) for name, pipeline in (pipelines or {}).items()},
+            **describe_student(student),
+            **describe_data(data, train_loader),
         }
     )
     training = functools.partial(
@@ -185,10 +200,19 @@ def train_student(
         return training(Path())
     folder = claim_output(None if output is None else Path(output), opened.path)
     with released_on_failure(folder):
+        if experiment is not None:
+            (folder / EXPERIMENT_FILE).write_text(experiment, encoding="utf-8")
         run = training(folder)
     save_model(student, str(run.student), metadata={"cache_digest": digest})
-    seconds = round(run.seconds, 3)
-    write_record(folder, {**module.record, "metrics": run.metrics, "seconds": seconds})
+    results = {
+        "metrics": run.metrics,
+        "scores": run.scores,
+        "lower_bounds": run.lower_bounds,
+        "epochs": run.epochs,
+        "steps": run.steps,
+        "seconds": round(run.seconds, 3),
+    }
+    write_record(folder, {**module.record, **results})
     return run
 
 
@@ -202,14 +226,25 @@ def _run(
     progress: bool,
 ) -> StudentRun:
     started = time.monotonic()
-    trainer = fit(module, loader, folder, options, progress=progress)
+    fitted = fit(module, loader, folder, options, progress=progress)
     seconds = time.monotonic() - started
+    check_weights(module.student)
+    trainer = fitted.trainer
+    module.record |= {
+        "batch": module.mapping.describe(),
+        "accelerator": type(trainer.accelerator).__name__,
+        "precision": trainer.precision,
+        "world_size": trainer.world_size,
+    }
     folder = Path(trainer.strategy.broadcast(str(folder)))
     return StudentRun(
         output=folder,
         student=folder / STUDENT_FILE,
-        metrics=last_metrics(trainer),
+        metrics=fitted.metrics,
         scores=module.scores,
+        lower_bounds=module.lower_bounds,
+        epochs=fitted.epochs,
+        steps=fitted.steps,
         seconds=seconds,
         digest=digest,
     )
@@ -224,9 +259,10 @@ def _loaders(data: Any) -> tuple[sources.Loader, dict[str, sources.Loader]]:
 
 def _join(
     cache: Cache, split: str, loader: sources.Loader, options: Mapping[str, Any]
-) -> CachedDataset:
-    sources.check_map_style(loader)
-    return CachedDataset(loader.dataset, cache[split], collate_fn=loader.collate_fn, **options)
+) -> CachedDataset | CachedStream:
+    sources.check_batched(loader)
+    kind = CachedStream if sources.is_stream(loader.dataset) else CachedDataset
+    return kind(loader.dataset, cache[split], collate_fn=loader.collate_fn, **options)
 
 
 def _joined_validation(

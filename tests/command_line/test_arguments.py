@@ -62,7 +62,7 @@ def test_a_negative_number_is_a_value(files):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--progress", "--seed", "3"], "--progress needs a value"),
+        (["--seed", "--cache", "3"], "--seed needs a value"),
         (["--seed"], "--seed needs a value"),
         (["-c"], "-c needs a value"),
         (["fast"], "'fast' is not understood"),
@@ -118,3 +118,28 @@ def test_help_says_what_is_needed_and_the_defaults():
 def test_help_needs_no_experiment(capsys, command, flag):
     assert main([command, flag]) == 0
     assert capsys.readouterr().out.startswith(f"usage: kdcache {command} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--extend"], True),
+        (["--extend", "--devices", "2"], True),
+        (["--extend", "-c", "base.yaml"], True),
+        (["--extend", "false"], False),
+        (["--extend=false"], False),
+        (["--dump.extend", "true"], True),
+        ([], False),
+    ],
+)
+def test_a_flag_needs_no_value(files, words, expected):
+    found = experiment_from(["-c", "base.yaml", *words], DumpExperiment, "dump-teacher")
+    assert found.dump.extend is expected
+
+
+def test_settings_of_stage_one_have_short_names(files):
+    words = ["-c", "base.yaml", "--devices", "2", "--part=1/3", "--key", "content"]
+    dump = experiment_from(words, DumpExperiment, "dump-teacher").dump
+    assert (dump.devices, dump.part, dump.key) == (2, "1/3", "content")
+    with pytest.raises(UsageError, match="unknown key 'devices'"):
+        experiment("-c", "base.yaml", "--devices", "2")

@@ -113,3 +113,24 @@ def test_field_keys_follow_the_value():
 def test_rows_of_keys():
     index = KeyIndex(np.asarray([9, 2, 7, 2], np.uint64), CONTENT)
     assert index.rows(np.asarray([2, 8, 9, 7, 0, 100], np.uint64)).tolist() == [1, -1, 0, 2, -1, -1]
+
+
+class TestFingerprintOfAField:
+    """What counts as seen is the user's choice: raw bytes or ids instead of decoded pixels."""
+
+    RAW = tuple({**record, "raw": bytes([n] * 9)} for n, record in enumerate(RECORDS))
+
+    def test_decoding_may_differ_but_the_field_not(self, cache):
+        toys.dump(cache, list(self.RAW), batch=FIELDS, fingerprint="field:raw")
+        decoded = [{**record, "x": record["x"] + 1e-6} for record in self.RAW]
+        joined = CachedDataset(toys.Samples(decoded), cache, batch=FIELDS)
+        assert len(list(toys.joined_loader(joined))) == 7
+        edited = [{**record, "raw": record["raw"][::-1] + b"!"} for record in self.RAW]
+        joined = CachedDataset(toys.Samples(edited), cache, batch=FIELDS)
+        with pytest.raises(FingerprintMismatchError, match="sample 4"):
+            joined.__getitems__([4])
+
+    def test_a_field_that_is_not_there(self, cache):
+        with pytest.raises(DataError, match="leads nowhere"):
+            toys.dump(cache, list(self.RAW), batch=FIELDS, fingerprint="field:rwa")
+        assert not cache.exists()

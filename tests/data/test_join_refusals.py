@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdcache import CachedDataset
+from kdcache import CachedDataset, CachedStream
 from kdcache.errors import (
     AlignmentError,
     DataError,
@@ -154,7 +154,7 @@ class TestStreams:
             return iter(SAMPLES)
 
     def test_as_a_dataset(self, dumped):
-        with pytest.raises(DataError, match="Stream is a stream"):
+        with pytest.raises(UsageError, match=r"Stream is a stream.*kdcache\.CachedStream"):
             CachedDataset(self.Stream(), dumped)
 
     def test_batches_made_by_the_dataset(self, dumped):
@@ -162,11 +162,19 @@ class TestStreams:
         with pytest.raises(DataError, match="batch_size=None"):
             joined.loader_like(DataLoader(toys.Samples(SAMPLES), batch_size=None))
 
-    @pytest.mark.parametrize("options", [{}, {"batch_size": None}])
-    def test_at_the_dump(self, cache, options):
-        dataset = toys.Samples(SAMPLES) if options else self.Stream()
-        with pytest.raises(DataError, match=r"stream|batch_size=None"):
-            toys.dump(cache, DataLoader(dataset, **options))
+    def test_without_keys_at_the_join(self, dumped):
+        with pytest.raises(UsageError, match=r"a stream have none.*key: content"):
+            CachedStream(self.Stream(), dumped)
+
+    def test_without_keys_at_the_dump(self, cache):
+        with pytest.raises(UsageError, match=r"have no numbers.*key: content"):
+            toys.dump(cache, DataLoader(self.Stream(), batch_size=4))
+        assert not cache.exists()
+
+    @pytest.mark.parametrize("dataset", [toys.Samples(SAMPLES), Stream()])
+    def test_batches_made_by_the_dataset_at_the_dump(self, cache, dataset):
+        with pytest.raises(DataError, match="batch_size=None"):
+            toys.dump(cache, DataLoader(dataset, batch_size=None), key="content")
         assert not cache.exists()
 
 

@@ -10,7 +10,8 @@ from torch.utils.data import default_collate
 import kdcache
 from kdcache import CachedDataset
 from kdcache.data.labels import MAX_NATS
-from kdcache.data.probes import NUM_PROBES, check_join, spread
+from kdcache.data.probes import NUM_PROBES, check_join
+from kdcache.data.sources import spread
 from kdcache.errors import AlignmentError, FingerprintMismatchError, MismatchError
 from tests.data import toys
 

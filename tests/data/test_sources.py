@@ -105,13 +105,13 @@ class TestClassNames:
 
 class TestMapStyle:
     @pytest.mark.parametrize("dataset", [Stream(), object()])
-    def test_a_stream_is_refused(self, dataset):
-        with pytest.raises(DataError, match="is a stream"):
-            sources.check_numbered(dataset)
+    def test_a_stream_is_one(self, dataset):
+        assert sources.is_stream(dataset)
+        assert not sources.is_stream(toys.Samples([1]))
 
     def test_batches_made_by_the_dataset_are_refused(self):
         with pytest.raises(DataError, match="batch_size=None"):
-            sources.check_map_style(DataLoader(toys.Samples([1]), batch_size=None))
+            sources.check_batched(DataLoader(toys.Samples([1]), batch_size=None))
 
 
 SETTINGS = {

@@ -55,8 +55,8 @@ def loader(samples: Any, batch_size: int = 4, **options: Any) -> DataLoader:
 
 
 def dump(cache: Any, samples: Any, teacher: Any = None, **options: Any) -> kdcache.store.Cache:
-    """A lossless dump in shards of 8 samples."""
-    defaults = {"codec": LOSSLESS, "samples_per_shard": 8, "progress": False}
+    """A lossless dump in shards of 8 samples; without a pilot, for teachers that count calls."""
+    defaults = {"codec": LOSSLESS, "samples_per_shard": 8, "progress": False, "pilot": False}
     given = samples if isinstance(samples, DataLoader | dict) else loader(samples)
     return kdcache.dump_teacher(teacher or make_teacher(), given, cache, **{**defaults, **options})
 

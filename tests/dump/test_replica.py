@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdcache.dump.ranks import meeting_point
 from kdcache.dump.replica import Replica, replica_from
 from kdcache.errors import UsageError
 
@@ -37,6 +38,47 @@ def test_of_a_process(environment, part, expected):
     assert replica_from(environment, part) == expected
 
 
+# Four ranks on two machines, two of them a replica.
+@pytest.mark.parametrize("rank", range(4))
+def test_of_a_rank_among_several(rank):
+    environment = {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(rank % 2)}
+    expected = Replica(number=rank // 2, count=2, device=rank % 2, rank=rank % 2, num_ranks=2)
+    assert replica_from(environment, ranks_per_replica=2) == expected
+
+
+def test_of_a_rank_of_an_independent_job():
+    expected = Replica(number=3, count=16, device=1, rank=5, num_ranks=8)
+    assert replica_from(TORCHRUN, "3/16", ranks_per_replica=8) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "part", "ranks", "says"),
+    [
+        (TORCHRUN, None, 3, "8 processes cannot be divided into replicas of ranks_per_replica=3"),
+        ({}, None, 2, "1 process cannot be divided .* torchrun .--nproc-per-node 2. or srun"),
+        (TORCHRUN, "0/2", 4, "part 0/2 is one replica of ranks_per_replica=4 processes, but 8 run"),
+        (TORCHRUN, None, 0, "ranks_per_replica is at least 1, not 0"),
+    ],
+)
+def test_what_is_no_division(environment, part, ranks, says):
+    with pytest.raises(UsageError, match=says):
+        replica_from(environment, part, ranks_per_replica=ranks)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_STEP_NODELIST": "gpu[07-12,20]", "SLURM_NODELIST": "all", "SLURM_JOB_ID": "812345"},
+        {"SLURM_NODELIST": "gpu07,gpu08", "SLURM_JOB_ID": "2345"},
+    ],
+)
+def test_where_ranks_meet(environment):
+    assert meeting_point(environment) == "tcp://gpu07:17345"
+    assert meeting_point({**environment, "MASTER_PORT": "9"}) == "tcp://gpu07:9"
+    assert meeting_point({**environment, "MASTER_ADDR": "x", "MASTER_PORT": "9"}) == "env://"
+    assert meeting_point({}) == "env://"
+
+
 @pytest.mark.parametrize(
     "part", ["", "3", "3/3", "4/3", "0/0", "-1/3", "1 / 3", "1/3/5", "a/b", "²/3"]
 )
@@ -49,6 +91,8 @@ def test_what_is_no_part(part):
 def test_what_is_no_replica(number, count):
     with pytest.raises(UsageError, match="does not exist"):
         Replica(number=number, count=count)
+    with pytest.raises(UsageError, match="does not exist"):
+        Replica(rank=number, num_ranks=count)
 
 
 @given(st.sets(st.integers(0, 500)), st.integers(1, 20))

@@ -19,6 +19,7 @@ import numpy as np
 from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, Column
 from kdcache.store import Manifest, View, ViewWriter, open_cache
 from kdcache.store.arrays import object_checksum
+from kdcache.store.commits import signed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,6 +141,17 @@ def edit_json(path: Path, change: Any) -> None:
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
+def edit_record(path: Path, change: Any) -> None:
+    """Rewrite a commit record or index so that its checksum agrees, as an attacker would."""
+
+    def changed(value: dict[str, Any]) -> Any:
+        del value["checksum"]
+        found = change(value)
+        return signed(found) if isinstance(found, dict) else found
+
+    edit_json(path, changed)
+
+
 def stored_object(view: View, shard: int, column: str) -> Path:
     """The one stored object of a column."""
     commit = view.commits[shard]
@@ -156,7 +168,7 @@ def replace_object(view: View, shard: int, column: str, content: bytes) -> View:
         record["arrays"][column]["checksum"] = object_checksum(content)
         return record
 
-    edit_json(view.folder / "commits" / f"shard-{shard:06d}.json", agree)
+    edit_record(view.folder / "commits" / f"shard-{shard:06d}.json", agree)
     (view.folder / "index.json").unlink(missing_ok=True)
     return open_cache(view.cache)[view.manifest.split]
 

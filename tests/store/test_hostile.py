@@ -23,6 +23,7 @@ from kdcache.store.layout import attempt_folder
 from tests.store.synthetic import (
     COUNTS,
     edit_json,
+    edit_record,
     make_shards,
     manifest,
     replace_object,
@@ -112,7 +113,7 @@ COMMIT_FIELDS = [(n,) for n in ("shard", "attempt", "start", "stop", "arrays", "
 ARRAY_FIELDS = [
     ("arrays", name, key)
     for name in ("values", "num_positions")
-    for key in ("rows", "stored_bytes", "checksum", "digest")
+    for key in ("rows", "stored_bytes", "checksum", "digest", "metadata")
 ]
 
 
@@ -125,9 +126,10 @@ def test_any_value_in_a_commit(cache, field):
     record = cache / "train" / "view-000" / "commits" / "shard-000000.json"
     good = record.read_text()
     for bad in BAD:
-        edit_json(record, lambda value, bad=bad: set_field(value, field, bad))
+        edit_record(record, lambda value, bad=bad: set_field(value, field, bad))
         is_same = json.loads(record.read_text()) == json.loads(good)
-        assert not survives(cache) or field[0] == "statistics" or is_same
+        is_unread = field[0] == "statistics" or field[-1] == "metadata"
+        assert not survives(cache) or is_unread or is_same
         record.write_text(good)
     assert survives(cache)
 
@@ -149,7 +151,8 @@ def test_names_that_leave_the_folder(cache, name):
     edits[folder / "commits" / "shard-000000.json"] = ("attempt",)
     for file, path in edits.items():
         good = file.read_text()
-        edit_json(file, lambda value, path=path: set_field(value, path, name))
+        edit = edit_record if path == ("attempt",) else edit_json
+        edit(file, lambda value, path=path: set_field(value, path, name))
         with pytest.raises(CacheCorruptedError):
             use_everything(cache)
         file.write_text(good)
@@ -184,7 +187,7 @@ def test_records_that_agree_on_a_terabyte(tmp_path):
         return value
 
     edit_json(view.folder / "zarr.json", grow)
-    edit_json(view.folder / "commits" / "shard-000000.json", grow_record)
+    edit_record(view.folder / "commits" / "shard-000000.json", grow_record)
     assert not survives(view.cache)
 
 
@@ -199,7 +202,7 @@ def test_records_that_agree_on_a_terabyte(tmp_path):
 def test_rows_are_checked_before_anything_is_decoded(cache, column, rows, says):
     record = cache / "train" / "view-000" / "commits" / "shard-000000.json"
     good = record.read_text()
-    edit_json(record, lambda value: set_field(value, ("arrays", column, "rows"), rows))
+    edit_record(record, lambda value: set_field(value, ("arrays", column, "rows"), rows))
     with pytest.raises(CacheCorruptedError, match=says):
         _ = open_cache(cache)["train"].commits
     record.write_text(good)
@@ -230,7 +233,7 @@ def test_counts_that_do_not_fit_the_columns(tmp_path, counts):
         }
         return record
 
-    edit_json(view.folder / "commits" / "shard-000000.json", lie)
+    edit_record(view.folder / "commits" / "shard-000000.json", lie)
     (view.folder / "index.json").unlink()
     assert not survives(view.cache)
     view = open_cache(view.cache)["train"]

@@ -123,6 +123,72 @@ def test_means_of_the_teacher(tmp_path, statistics, teacher):
     assert inspect_cache(tmp_path / "cache.zarr")["splits"]["train"]["teacher"] == teacher
 
 
+def with_statistics(path, **splits):
+    """A cache whose commits have these sums, the same in each of three shards of 4, 4 and 2."""
+    for split, statistics in splits.items():
+        wanted = manifest(split=split, pilot={"samples": 2.0})
+        writer = ViewWriter.create(path, wanted, {})
+        for shard, columns in make_shards(wanted).items():
+            writer.write_shard(shard, columns, statistics)
+        writer.finish()
+    return inspect_cache(path)
+
+
+def test_fidelity_and_the_pilots_numbers(tmp_path):
+    sums = {"compared": 4.0, "divergence": 2e-6, "divergence_squared": 1e-12, "kept_mass": 3.0}
+    found = with_statistics(tmp_path / "c", train=sums)["splits"]["train"]
+    assert found["fidelity"] == {"divergence": pytest.approx(5e-7), "kept_mass": 0.75}
+    assert found["pilot"] == {"samples": 2.0}
+
+
+def entropy_of(mean, deviation=0.0, correct=None, positions=1e6):
+    sums = {
+        "positions": positions,
+        "entropy": mean * positions,
+        "entropy_squared": (mean**2 + deviation**2) * positions,
+    }
+    labelled = {} if correct is None else {"labelled": positions, "correct": correct * positions}
+    return sums | labelled
+
+
+class TestRemark:
+    def test_a_teacher_that_memorised_its_training_set(self, tmp_path):
+        report = with_statistics(
+            tmp_path / "c",
+            train=entropy_of(0.002, correct=1.0),
+            near=entropy_of(0.0035, correct=0.99),
+            test=entropy_of(0.3, 0.1, correct=0.93),
+        )
+        (remark,) = report["remarks"]
+        assert (
+            "surer of 'train' than of 'test' (0.002 nats of entropy there, 0.3 on 'test'" in remark
+        )
+        assert "100.00% and 93.00% right" in remark
+
+    def test_without_labels(self, tmp_path):
+        (remark,) = with_statistics(tmp_path / "c", train=entropy_of(0.1), val=entropy_of(0.5))[
+            "remarks"
+        ]
+        assert "right" not in remark
+
+    @pytest.mark.parametrize(
+        ("train", "test"),
+        [
+            (entropy_of(0.3), entropy_of(0.5)),  # not by half
+            (entropy_of(0.001), entropy_of(0.01)),  # both sure, by a hair
+            (entropy_of(0.5), entropy_of(0.1)),  # the other way round
+            (entropy_of(0.1), entropy_of(0.3, deviation=0.5)),  # ten samples, by chance
+            (entropy_of(0.1), {}),
+            ({}, entropy_of(0.3)),
+        ],
+    )
+    def test_nothing_to_remark(self, tmp_path, train, test):
+        assert with_statistics(tmp_path / "c", train=train, test=test)["remarks"] == []
+
+    def test_of_validation_alone(self, tmp_path):
+        assert with_statistics(tmp_path / "c", test=entropy_of(0.3))["remarks"] == []
+
+
 def test_the_report_is_json(cache):
     report = inspect_cache(cache)
     assert json.loads(json.dumps(report, allow_nan=False)) == report

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import enum
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from kdcache.errors import UsageError
-from kdcache.train.output import claim_output, plain, released_on_failure, write_record
+from kdcache.train.output import claim_output, released_on_failure
 
 
 def test_numbers_are_next_and_independent_of_other_folders(tmp_path):
@@ -71,32 +66,3 @@ def test_an_error_is_not_hidden_by_a_folder_that_is_gone(tmp_path):
     folder = claim_output(tmp_path / "run", tmp_path)
     with pytest.raises(ValueError, match="first"):
         fail(folder, ValueError("first"), Path.rmdir)
-
-
-class Kind(enum.Enum):
-    A = 1
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (float("nan"), "nan"),
-        (float("-inf"), "-inf"),
-        (np.float32(0.5), 0.5),
-        (np.int64(3), 3),
-        (np.float64("nan"), "nan"),
-        (torch.tensor(2), 2),
-        (torch.zeros(2, 2), "torch.Tensor"),
-        (Path("a") / "b", str(Path("a") / "b")),
-        ((1, {2}), [1, [2]]),
-        ({1: True, "a": None}, {"1": True, "a": None}),
-        (nn.ReLU(), "torch.nn.modules.activation.ReLU"),
-        (nn.ReLU, "torch.nn.modules.activation.ReLU"),
-        (claim_output, "kdcache.train.output.claim_output"),
-        (Kind.A, f"{__name__}.Kind"),
-    ],
-)
-def test_a_record_holds_plain_values(tmp_path, value, expected):
-    assert plain(value) == expected
-    write_record(tmp_path, {"value": value, "other": 1})
-    assert json.loads((tmp_path / "run.json").read_text())["value"] == expected

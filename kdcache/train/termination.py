@@ -1,0 +1,91 @@
+"""SIGTERM as a request: the step in hand is finished, and then the training ends with our error.
+
+Lightning's own handler broadcasts to other processes from within the handler: where another
+collective is under way, all of them wait for ever. Ours only takes a note. Whoever else handled
+SIGTERM before is called as well; nothing is installed outside the main thread, where Python runs
+no handlers, nor in a process that ignores the signal.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+
+class Termination(Callback):
+    """Raises Lightning's SIGTERMException between two steps once SIGTERM has come.
+
+    Every process that a launcher signals ends by itself, after its own step.
+
+    Attributes:
+        requested: whether SIGTERM has come.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._is_listening = False
+        self._at_once = True
+        self._previous: Any = None
+
+    @contextmanager
+    def listening(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Around all that a Trainer does.
+
+        Before its first step the signal ends that at once; on leaving with it, processes that the
+        Trainer started are ended too, since they would wait for this one.
+        """
+        previous = signal.getsignal(signal.SIGTERM)
+        is_main = threading.current_thread() is threading.main_thread()
+        # Neither ignored, nor a handler that Python does not know and could not put back.
+        self._is_listening = is_main and (previous is signal.SIG_DFL or callable(previous))
+        self._previous = previous
+        self._take_over()
+        try:
+            yield
+        except SIGTERMException:
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(signal.SIGKILL)
+            raise
+        finally:
+            if self._is_listening:
+                signal.signal(signal.SIGTERM, previous)
+
+    def _take_over(self) -> None:
+        if self._is_listening:
+            signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if callable(self._previous):
+            self._previous(number, frame)
+        if self._at_once:
+            raise SIGTERMException
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Lightning has installed its handler by now."""
+        self._at_once = False
+        self._take_over()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same, where nothing but a validation is run."""
+        self.on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """A step has ended."""
+        self._stop()
+
+    def on_validation_batch_start(self, *_: object) -> None:
+        """A validation set is about to be scored; the last one's scores are not thrown away."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.requested:
+            raise SIGTERMException
