@@ -112,7 +112,7 @@ class Join(ABC):
         self._folder = None if local_copy is None else Path(local_copy)
         self._copy: LocalCopy | None = None
         self._index: KeyIndex | None = None
-        self._knows_collate = not check_fingerprints
+        self._collated = 0 if check_fingerprints else _COLLATED
         self.codec = _with_tables(self.view, codecs)
         self.source = stored_source(self.view.manifest.fingerprint, fingerprint)
         self.view.check_complete()
@@ -187,7 +187,7 @@ class Join(ABC):
     def collate(self, joined: JoinedSamples) -> JoinedBatch:
         """The user's collate function on the samples, with the targets beside its batch.
 
-        Once in every process the function itself is looked at, with the first samples that come.
+        Once in every process the function itself is looked at, with the first batch that comes.
 
         Raises:
             AlignmentError: the batch has another number of rows than samples, or its mask
@@ -206,10 +206,10 @@ class Join(ABC):
                 "paired with them. Return one row for each sample, in their order."
             )
         check_labels(selected.labels, self.num_classes, joined.indices)
-        if not self._knows_collate and len(joined.samples) > 1:
+        if self._collated < min(2, len(joined.samples)):  # one sample tells nothing of an order
             few = slice(_COLLATED)
             check_collate(joined.indices[few], joined.samples[few], self.user_collate, mapping)
-            self._knows_collate = True
+            self._collated = len(joined.samples[few])
         # An inferred mask may be no mask of positions: only a model's output tells.
         if selected.mask is not None and not mapping.mask_inferred:
             _check_mask(selected.mask, targets.num_positions, joined.indices)

@@ -26,6 +26,7 @@ from kdcache.store.fields import Fields
 from kdcache.store.files import read_json, size_of
 from kdcache.store.layout import (
     ATTRIBUTE,
+    END_FILE,
     FORMAT_VERSION,
     GROUP_FILE,
     INDEX_FILE,
@@ -205,13 +206,9 @@ class View:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes on disk of everything that a reader of this view needs, metadata included."""
-        index = self.folder / INDEX_FILE
-        files = [self.folder / GROUP_FILE]
-        if size_of(index) is not None:
-            files.append(index)
-        else:
-            files += [commit_file(self.folder, commit.shard) for commit in self.commits]
+        """Bytes on disk of everything that counts in this view, metadata included."""
+        files = [self.folder / name for name in (GROUP_FILE, INDEX_FILE, END_FILE)]
+        files += [commit_file(self.folder, commit.shard) for commit in self.commits]
         for commit in self.commits:
             group = attempt_folder(self.folder, commit.shard, commit.attempt)
             files.append(group / GROUP_FILE)

@@ -144,6 +144,11 @@ def write_group(folder: Path, attributes: Mapping[str, object]) -> None:
     write_json(folder / GROUP_FILE, group_content(attributes), replace=False)
 
 
+def is_as_written(path: Path) -> bool:
+    """Whether a JSON file has the very bytes that :func:`write_json` gives its content."""
+    return read_file(path, MAX_JSON_BYTES) == f"{json_text(read_json(path), str(path))}\n".encode()
+
+
 def check_group(marker: Path, *, is_bare: bool) -> None:
     """Raise CacheCorruptedError where a ``zarr.json`` is not that of a Zarr v3 group of ours.
 

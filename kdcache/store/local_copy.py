@@ -17,7 +17,7 @@ from kdcache.columns import NUM_POSITIONS, Array, Per
 from kdcache.errors import CacheCorruptedError, CacheError, UsageError
 from kdcache.store.cache import View
 from kdcache.store.fields import Fields
-from kdcache.store.files import read_json, size_of
+from kdcache.store.files import is_as_written, read_json, size_of
 from kdcache.store.local_build import META_FILE, Progress, build, fill, table_crc
 from kdcache.store.locks import taking_turns
 from kdcache.store.manifest import Manifest
@@ -95,7 +95,8 @@ class LocalCopy:
         if self.location is None:
             return
         recorded = _read_meta(self.location).mapping("crc32c")
-        if any(recorded.get(per) != table_crc(table) for per, table in self._tables.items()):
+        found = {per: table_crc(table) for per, table in self._tables.items()}
+        if dict(recorded) != found or not is_as_written(self.location / META_FILE):
             raise _damaged(self.location)
 
 

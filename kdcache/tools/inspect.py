@@ -23,13 +23,13 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
         path: folder of the teacher cache.
 
     Returns:
-        ``path``; ``bytes`` of all files that a reader needs, metadata, fingerprints and tables
-        included (not the commit records of a complete split, which its index gathers, nor
-        abandoned attempts); ``splits``: name -> samples, positions, classes, codec, shards, bytes
-        of the split's own files, bytes per sample and per position, digest (None while
-        incomplete), the teacher's accuracy, cross-entropy and entropy in nats, ``fidelity``: the
-        mean KL(teacher || stored) in nats and the mass that the targets keep class by class, the
-        pilot's numbers, identity; ``remarks``: one line each.
+        ``path``; ``bytes`` of all files that count, metadata, fingerprints and tables included
+        (not abandoned attempts, which ``kdcache clean`` lists); ``splits``: name -> samples,
+        positions, labelled positions, classes, codec, shards, bytes of the split's own files,
+        bytes per sample and per position, digest (None while incomplete), the teacher's accuracy,
+        cross-entropy and entropy in nats, ``fidelity``: the mean KL(teacher || stored) in nats and
+        the mass that the targets keep class by class, the pilot's numbers, identity;
+        ``remarks``: one line each.
 
     Raises:
         CacheMissingError, CacheCorruptedError: it is no cache, or its metadata are damaged.
@@ -67,6 +67,7 @@ def _split(view: View) -> dict[str, Any]:
         "samples": None if manifest.is_open else manifest.num_samples,
         "samples_dumped": samples,
         "positions": positions,
+        "labelled": int(sums.get("labelled", 0)),
         "classes": manifest.num_classes,
         "class_names": list(manifest.class_names),
         "codec": dict(manifest.codec),

@@ -52,9 +52,16 @@ class FiniteObjective:
         """Remember a batch; nothing is read."""
         self._notes.append(note)
 
-    def is_full(self) -> bool:
-        """Whether it is time to read, whatever is logged."""
-        return len(self._notes) >= _MAX_NOTES
+    def is_due(self, *, step: int, log_every: int, waits: bool) -> bool:
+        """Whether to read after a step.
+
+        Args:
+            step: optimiser steps so far.
+            log_every: steps after which Lightning reads values for loggers; 0: never.
+            waits: whether reading would wait for a device, or for other processes.
+        """
+        is_logged = log_every > 0 and step % log_every == 0
+        return not waits or is_logged or len(self._notes) >= _MAX_NOTES
 
     def read(self) -> Note | None:
         """The first note whose total is not finite; all are forgotten. One wait for the device."""

@@ -117,7 +117,8 @@ def _trainer(settings: Mapping[str, Any], options: Mapping[str, Any]) -> pl.Trai
         trainer = pl.Trainer(**settings)
     except Exception as error:  # Lightning checks its arguments in many ways, and with asserts
         text = " ".join(str(error).split()) or type(error).__name__
-        named = [name for name, value in options.items() if name in text or str(value) in text]
+        named = [name for name in options if name in text]
+        named = named or [k for k, value in options.items() if type(value) is str and value in text]
         given = ", ".join(f"trainer.{name}: {options[name]}" for name in named or options)
         raise UsageError(f"Lightning's Trainer refuses {given}. It says: {text}") from error
     # fast_dev_run and overfit_batches limit it as well; ours are names of whole sets.

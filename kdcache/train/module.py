@@ -164,12 +164,12 @@ class StudentModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Look whether the objective is finite, where that costs no wait of its own."""
-        # Reading for a logger is a wait anyway; 0: nothing is read.
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_logged = bool(every) and self.global_step % every == 0
-        is_cpu = self.trainer.strategy.root_device.type == "cpu"
-        is_free = is_cpu and self.trainer.world_size == 1
-        if is_free or is_logged or self._finite.is_full():
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if self._finite.is_due(
+            step=self.global_step,
+            log_every=self.trainer.log_every_n_steps,  # type: ignore[attr-defined]
+            waits=not on_cpu or self.trainer.world_size > 1,
+        ):
             self._check_finite()
 
     def on_validation_start(self) -> None:
@@ -210,7 +210,7 @@ class StudentModule(pl.LightningModule):
 
     def _weights(self) -> tuple[int, list[float]]:
         """What tells weights apart: steps; and sums, since a callback may put others in place."""
-        sums = [float(parameter.detach().sum()) for parameter in self.student.parameters()]
+        sums = [float(parameter.detach().abs().sum()) for parameter in self.student.parameters()]
         return self.global_step, sums
 
     def configure_optimizers(self) -> Any:

@@ -137,6 +137,40 @@ def test_a_flag_needs_no_value(files, words, expected):
     assert found.dump.extend is expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "command", "word", "match"),
+    [
+        (DumpExperiment, "dump-teacher", "--student.foo=3", "train-student does"),
+        (DumpExperiment, "dump-teacher", "--distill.tmperature=3", "reads nothing of 'distill'"),
+        (DumpExperiment, "dump-teacher", "--seed=3", "reads nothing of 'seed'"),
+        (DumpExperiment, "verify", "--trainer={max_epochs: 1}", "kdcache verify reads nothing of"),
+        (StudentExperiment, "train-student", "--teacher.depth=3", "kdcache dump-teacher does"),
+        (StudentExperiment, "train-student", "--dump.part=1/2", r"--dump\.part: .*'fingerprint'"),
+        (StudentExperiment, "train-student", "--dump={part: 1/2}", r"--dump\.part: "),
+        (StudentExperiment, "train-student", "--targets.k=3", r"--targets\.k: .*than 'codec'"),
+    ],
+)
+def test_an_override_that_would_change_nothing_is_refused(files, kind, command, word, match):
+    with pytest.raises(UsageError, match=match):
+        experiment_from(["-c", "base.yaml", word], kind, command)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--dump.fingerprint", "m.f", "--targets.codec", "m.C"],
+        ["--dump", "{fingerprint: m.f}", "--targets={codec: m.C}"],
+        ["-c", "both.yaml"],
+    ],
+)
+def test_what_stage_two_reads_of_stage_one_may_be_given(files, tmp_path, words):
+    (tmp_path / "both.yaml").write_text(
+        "dump: {fingerprint: m.f, devices: 4}\ntargets: {codec: m.C, k: 3}\n"
+    )
+    found = experiment("-c", "base.yaml", *words)
+    assert (found.dump.fingerprint, found.targets["codec"]) == ("m.f", "m.C")
+
+
 def test_settings_of_stage_one_have_short_names(files):
     words = ["-c", "base.yaml", "--devices", "2", "--part=1/3", "--key", "content"]
     dump = experiment_from(words, DumpExperiment, "dump-teacher").dump

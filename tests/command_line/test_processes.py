@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+DEVICES = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 RECORDING = ("--student.class_path", "user_module.student")
 
 
@@ -63,8 +64,8 @@ def test_a_run_says_nothing_but_its_summary(folder, trained):
     assert lines[1].startswith("test")
     assert "inference_result" not in trained.stdout
     record = json.loads((folder / "runs/students/run-0001/run.json").read_text())
-    assert f"cache    {record['digest']}" in lines
-    assert "student  runs/students/run-0001/student.safetensors" in lines
+    assert f"cache digest  {record['digest']}" in lines
+    assert "student       runs/students/run-0001/student.safetensors" in lines
     assert len(lines) <= 12
     assert max(map(len, lines)) <= 80
 
@@ -120,16 +121,27 @@ def test_an_error_in_a_worker_is_one_paragraph(here):
 
 
 def test_two_devices_share_one_run(here):
-    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    done = call(here, "train-student", "-c", "experiment.yaml", *RECORDING, *devices)
-    assert done.stdout.count("cache    ") == 1
+    """Both score the last weights once more, which the epoch's end did not."""
+    words = [*DEVICES, "--trainer.check_val_every_n_epoch", "2"]
+    done = call(here, "train-student", "-c", "experiment.yaml", *RECORDING, *words)
+    assert done.stdout.count("cache digest") == 1
     (output,) = (here / "runs/students").iterdir()
-    expected = {"checkpoints", "metrics.csv", "run.json", "student.safetensors"}
+    expected = {"checkpoints", "experiment.yaml", "metrics.csv", "run.json", "student.safetensors"}
     assert {path.name for path in output.iterdir()} == expected
     metrics = json.loads((output / "run.json").read_text())["metrics"]
     assert metrics.keys() >= {"test_accuracy", "test_teacher_kl", "train_final_loss"}
     wait_for(here / "modules-1.json")  # the second process ends a moment later
     assert not (here / "imported-by").exists()
+
+
+def test_two_devices_end_together(here):
+    """SIGTERM comes to the first process only, in the middle of a step of both."""
+    words = [*DEVICES, "--student.class_path", "user_module.Terminated", "--trainer.max_epochs=9"]
+    done = call(here, "train-student", "-c", "experiment.yaml", *words, check=False)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr.startswith("TerminatedError: terminated by SIGTERM in epoch 2 (from 0), af")
+    assert done.stderr.count("\n") == 1
+    assert list(here.glob("runs/students/*/checkpoints/last.ckpt"))
 
 
 def wait_for(path, seconds=20):

@@ -92,7 +92,63 @@ def test_components_of_the_trainer_are_built(here, capsys):
     assert not list(here.glob("runs/students/*/metrics.csv"))
 
 
-def finished(scores):
+def test_sigterm_ends_with_143_and_one_line(here, capsys):
+    words = ["--student.class_path", "user_module.Terminated", "--trainer.max_epochs", "9"]
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        code, out, text = call(capsys, *words, "--output", "runs/x")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (code, out) == (143, "")
+    assert text == (
+        "TerminatedError: terminated by SIGTERM in epoch 1 (from 0), after 6 steps. No student was "
+        "saved; checkpoints stay in runs/x/checkpoints.\n"
+    )
+    assert not Path("runs/x/student.safetensors").exists()
+
+
+def test_a_lost_student_is_no_success(here, capsys):
+    optimizer = "{class_path: torch.optim.SGD, init_args: {lr: 1e30}}"
+    code, out, text = call(capsys, "--optimizer", optimizer)
+    assert (code, out) == (1, "")
+    assert text.startswith("DataError: the objective is nan in step 1 of epoch 0")
+    assert not list(here.glob("runs/students/*"))
+
+
+def test_the_experiment_in_a_runs_folder_makes_the_same_student(here, capsys):
+    words = ["--distill.temperature", "1", "--student.width", "7", "--seed", "5"]
+    assert call(capsys, *words)[0] == 0
+    first = here / "runs/students/run-0001"
+    _, shown, _ = call(capsys, *words, "--print_config")
+    assert (first / "experiment.yaml").read_text() == shown
+    assert main(["train-student", "-c", str(first / "experiment.yaml")]) == 0
+    weights = "student.safetensors"
+    assert (first / weights).read_bytes() == (first.parent / "run-0002" / weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--trainer.max_epochs", "three"], "trainer.max_epochs should be int | None, not 'three'"),
+        (["--trainer.devices", "0"], "refuses trainer.accelerator: cpu, trainer.devices: 0. It"),
+        (["--trainer.precision", "7"], "trainer.precision should be 64 | 32 | 16 | 'transformer-"),
+        (["--trainer.accelerator", "warp"], "refuses trainer.accelerator: warp. It says: "),
+        (["--trainer.max_epoch", "3"], "'trainer.max_epoch'. Did you mean 'max_epochs'"),
+        (["--trainer.callbacks", "[3]"], "trainer.callbacks should be Callback, not 3"),
+        (["--output", "experiment.yaml/x"], "output folder experiment.yaml/x cannot be written"),
+        (["--dump.devices", "2"], "--dump.devices: kdcache train-student reads no more of 'dump'"),
+    ],
+)
+def test_wrong_calls_are_usage_errors(here, capsys, words, text):
+    code, out, error = call(capsys, *words)
+    assert (code, out) == (2, "")
+    assert error.startswith("kdcache: ")
+    assert text in error
+    assert error.count("\n") == 1
+    assert not list(here.glob("runs/students/*"))
+
+
+def finished(scores, lower_bounds=(), epochs=3):
     metrics = {f"{split}_{k}": v for split, found in scores.items() for k, v in found.items()}
     losses = {"train_kd_loss": 1.5, "train_final_loss": 1.25}
     return StudentRun(
@@ -100,6 +156,9 @@ def finished(scores):
         student=Path("out/student.safetensors"),
         metrics=metrics | losses,
         scores=scores,
+        lower_bounds=lower_bounds,
+        epochs=epochs,
+        steps=1200,
         seconds=12.34,
         digest="0123456789abcdef" * 2,
     )
@@ -125,11 +184,25 @@ def test_the_summary_is_aligned_and_says_nothing_twice():
             "kd_loss            1.5000",
             "final_loss         1.2500",
             "",
-            "student  out/student.safetensors",
-            "cache    0123456789abcdef0123456789abcdef",
-            "time     12.3 s",
+            "student       out/student.safetensors",
+            "trained       3 epochs, 1,200 steps",
+            "cache digest  0123456789abcdef0123456789abcdef",
+            "time          12.3 s",
         ]
     )
+    assert "1 epoch, 1,200 steps" in run_text(finished({}, epochs=1), 80)
+
+
+def test_a_lower_bound_is_marked_and_explained():
+    scores = {
+        "test": {"inference_result": 0.5, "accuracy": 0.5, "teacher_kl": 0.25},
+        "own": {"inference_result": 0.5, "teacher_kl": 0.5},
+    }
+    lines = run_text(finished(scores, ("test_teacher_kl",)), 80).splitlines()
+    assert lines[1].split() == ["test", "50.00%", ">=", "0.2500"]
+    assert lines[2].split() == ["own", "-", "0.5000"]
+    assert lines[3].startswith(">=  a lower bound: the cache holds the top k")
+    assert ">=" not in run_text(finished(scores), 80)
 
 
 def test_a_pipelines_own_numbers_are_shown():

@@ -85,6 +85,14 @@ def test_refused_by_both_stages(kind, change, match):
         parse(kind, {**RAW, **change})
 
 
+def test_keys_of_the_other_stages_settings_are_looked_at():
+    """It costs nothing, and a dump takes longer than the training that would find it."""
+    with pytest.raises(UsageError, match=r"'distill\.tmperature'\. Did you mean 'temperature'"):
+        parse(DumpExperiment, {**RAW, "distill": {"tmperature": 3}})
+    parse(DumpExperiment, {**RAW, "distill": {"temperature": "warm"}})
+    parse(DumpExperiment, {**RAW, "distill": None})
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

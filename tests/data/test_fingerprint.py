@@ -58,8 +58,10 @@ def test_golden():
 def test_a_list_is_its_items_one_by_one(numbers):
     """Whole numbers have a faster way through; to the same bytes."""
     forms = {int: "Nint {:x};", bool: "Nbool {!r};", float: "Nfloat {!r};", str: "str1;{}"}
-    items = "".join(forms[type(number)].format(number) for number in numbers)
-    assert fingerprint(numbers) == xxhash.xxh3_64_intdigest(f"L{len(numbers)};{items}")
+    items = [forms[type(number)].format(number) for number in numbers]
+    assert fingerprint(numbers) == xxhash.xxh3_64_intdigest(
+        "".join([f"L{len(numbers)};", *items]).encode()
+    )
 
 
 def test_another_process_with_another_hash_seed_gives_the_same_number():

@@ -304,6 +304,32 @@ def test_a_sample_that_no_probe_met_is_refused_when_it_is_joined(
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_collate_function_is_looked_at_wherever_it_runs(num_workers, batch_size, caches):
+    """In a worker too, and where nobody has called a start-up check."""
+    data = misaligned.Data("a collate function that augments")
+    joined = CachedDataset(data.train, caches[misaligned.Data], collate_fn=data.collate)
+    loader = torch.utils.data.DataLoader(
+        joined, batch_size, num_workers=num_workers, collate_fn=joined.collate_fn
+    )
+    with pytest.raises(KdcacheError, match=r"collate_fn is random: the same samples \(0"):
+        next(iter(loader))
+
+
+def test_a_sorting_collate_function_is_found_behind_a_batch_of_one(caches):
+    data = misaligned.Data("a collate function that sorts")
+    joined = CachedDataset(data.train, caches[misaligned.Data], collate_fn=data.collate)
+    loader = torch.utils.data.DataLoader(
+        joined, batch_sampler=[[3], [5, 6, 7, 8, 9]], collate_fn=joined.collate_fn
+    )
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(KdcacheError, match=r"collate_fn reorders .*that of sample [5-9] "):
+        next(batches)
+
+
 def test_targets_of_another_cache_are_refused(caches, tmp_path):
     """Shards of the same data, classes, codec and length, by another teacher."""
     kind, cache, other = misaligned.Data, tmp_path / "cache", tmp_path / "other"

@@ -27,6 +27,22 @@ def reverse_kl(student_logits, targets, temperature):
     return LossSum.over((log_q.exp() * (log_q - log_p)).sum(-1))
 
 
+def too_few(student_logits, targets):
+    return LossSum.over(student_logits.sum(-1))
+
+
+def named(student_logits, targets, *, temperature):
+    return LossSum.over(student_logits.sum(-1))
+
+
+def more(student_logits, targets, temperature, *, scale):
+    return LossSum.over(student_logits.sum(-1))
+
+
+def enough(logits, targets, t=1.0, *rest, scale=2.0):
+    return LossSum.over(scale * logits.sum(-1))
+
+
 def forgot(student_logits, targets, temperature):
     return student_logits.sum()
 """
@@ -201,6 +217,9 @@ def test_labels_are_asked_for_only_where_they_are_needed(batch):
     student, targets, _ = batch
     with pytest.raises(UsageError, match=r"'student_loss' needs labels.*batch\.labels"):
         objective({"kd_loss": 0.9, "student_loss": 0.1}).terms(student, targets)
+    problem = "they are torch.float32 of shape (4, 1)"
+    with pytest.raises(UsageError, match=r"of the batch cannot be used: they .* \(4, 1\)\. Say w"):
+        objective({"student_loss": 0.1}).terms(student, targets, label_problem=problem)
     assert objective({"kd_loss": 0.9, "student_loss": 0}).terms(student, targets).keys() == {
         "kd_loss"
     }
@@ -236,6 +255,25 @@ def test_own_loss_that_returns_no_sum_and_count(batch, own_losses):
     student, targets, _ = batch
     with pytest.raises(UsageError, match=r"forgot' returned Tensor, not a LossSum.*LossSum\.over"):
         objective({f"{own_losses}.forgot": 1.0}).terms(student, targets)
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"),
+    [
+        ("too_few", r"\(student_logits, targets\)"),
+        ("named", r"\(student_logits, targets, \*, temperature\)"),
+        ("more", r"\(student_logits, targets, temperature, \*, scale\)"),
+    ],
+)
+def test_an_own_loss_of_another_signature_is_refused_at_construction(own_losses, name, takes):
+    wanted = r"\(student_logits, targets, temperature\) -> LossSum"
+    with pytest.raises(UsageError, match=rf"\.{name}' takes {takes}, and is called .*{wanted}"):
+        objective({f"{own_losses}.{name}": 1.0})
+
+
+@pytest.mark.parametrize("name", ["enough", "torch.add"])
+def test_an_own_loss_may_take_more_or_say_nothing(own_losses, name):
+    objective({name if "." in name else f"{own_losses}.{name}": 1.0})
 
 
 @pytest.mark.parametrize("coefficient", [1.0, 0])

@@ -7,6 +7,8 @@ import pytest
 
 from kdcache.store import ViewWriter, open_cache
 from kdcache.tools.fidelity import deviation, fidelity_notes
+from kdcache.tools.verify import verify_cache
+from tests.data import toys
 from tests.store.synthetic import make_shards, manifest
 
 PILOT = {
@@ -136,3 +138,18 @@ def test_deviation():
     assert deviation(sums, "entropy", "positions") == pytest.approx(values.std())
     assert deviation({}, "entropy", "positions") == 0
     assert deviation({"positions": 3.0, "entropy": 1.0}, "entropy", "positions") == 0
+
+
+def test_a_dump_and_its_verification(tmp_path):
+    """Some samples are far larger than the others: the teacher is sure of them, and of no other."""
+    samples = toys.vectors(240)
+    samples[100:120] *= 20
+    for name, inputs in (("even", toys.vectors(240)), ("uneven", samples)):
+        toys.dump(tmp_path / name, list(inputs), samples_per_shard=20, pilot=True)
+    even, uneven = (verify_cache(tmp_path / name) for name in ("even", "uneven"))
+    assert even.is_sound
+    assert uneven.is_sound
+    assert even.notes == ()
+    (note,) = uneven.notes
+    assert note.startswith("train: far from the pilot in mean entropy of the teacher, nats: ")
+    assert "(32 samples); shard 5 (samples 100 to 119) 0.2" in note

@@ -28,18 +28,17 @@ def cache(tmp_path):
     return path
 
 
-def size_of(folder, *, without=()):
+def size_of(folder):
     """Bytes of all files below a folder."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return sum(path.stat().st_size for path in files if not set(without) & set(path.parts))
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_bytes_are_every_file_but_the_commit_records(cache):
+def test_bytes_are_every_file(cache):
     report = inspect_cache(cache)
-    assert report["bytes"] == size_of(cache, without=["commits"])
+    assert report["bytes"] == size_of(cache)
     for split in ("train", "test"):
         found = report["splits"][split]
-        assert found["bytes"] == size_of(cache / split / "view-000", without=["commits"])
+        assert found["bytes"] == size_of(cache / split / "view-000")
         assert sum(found["column_bytes"].values()) == sum(
             path.stat().st_size for path in (cache / split).rglob("c/**/0") if path.is_file()
         )
@@ -54,7 +53,7 @@ def test_tables_are_counted_once(tmp_path):
         for shard, columns in make_shards(wanted).items():
             writer.write_shard(shard, columns, {})
         writer.finish()
-    assert inspect_cache(path)["bytes"] == size_of(path, without=["commits"])
+    assert inspect_cache(path)["bytes"] == size_of(path)
 
 
 def test_without_an_index_the_commit_records_are_counted(cache):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import logging
 import re
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import nn
@@ -95,6 +96,8 @@ def test_a_checkpoint_holds_the_student_and_the_record_only(train, cache, tmp_pa
         }
         assert checkpoint["kdcache"]["digest"] == run.digest == cache["train"].digest
         assert checkpoint["kdcache"]["allow_mismatch"] is False
+        assert checkpoint["kdcache"]["optimizer"]["class"] == "torch.optim.adam.Adam"
+        assert checkpoint["kdcache"]["batch"].startswith("inputs=(0,)")
 
 
 class Tied(nn.Module):
@@ -170,6 +173,7 @@ def test_the_record_is_complete_and_valid_json(train, cache, tmp_path):
         losses={"kd_loss": 0.5, "student_loss": 2},
         temperature=3,
         seed=11,
+        scheduler=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.25),
         trainer={
             "default_root_dir": tmp_path / "elsewhere",
             "callbacks": [own],
@@ -190,6 +194,15 @@ def test_the_record_is_complete_and_valid_json(train, cache, tmp_path):
     assert record["allow_mismatch"] is False
     assert record["seconds"] > 0
     assert record["metrics"].keys() == run.metrics.keys()
+    assert record["optimizer"]["class"] == "torch.optim.adam.Adam"
+    assert record["optimizer"]["settings"]["lr"] == 1e-3
+    assert record["scheduler"]["class"] == "torch.optim.lr_scheduler.StepLR"
+    assert record["scheduler"]["settings"]["gamma"] == 0.25
+    assert record["batch"] == "inputs=(0,) labels=1 mask=None class_dim=-1"
+    assert record["num_parameters"] == record["num_trainable"] == 212
+    assert record["dataset"] == "torch.utils.data.dataset.TensorDataset"
+    assert record["pipelines"] == {"test": f"{small.Pipeline.__module__}.Pipeline"}
+    assert (record["precision"], record["world_size"]) == ("32-true", 1)
     assert record["metrics"]["test_inference_result"] == "nan"
     assert record["trainer"] == {
         "accelerator": "cpu",
@@ -211,6 +224,11 @@ def test_the_override_is_recorded_and_loud(train, caplog):
     assert record["allow_mismatch"] is True
     assert load(run.output / "checkpoints" / "last.ckpt")["kdcache"]["allow_mismatch"] is True
     assert "samples are not checked" in caplog.text
+
+
+def test_the_experiment_is_kept_as_it_was_given(train):
+    text = "cache: t.zarr\nstudent: {class_path: m.Netz}  # ä\n"
+    assert (train(experiment=text).output / "experiment.yaml").read_text("utf-8") == text
 
 
 @pytest.mark.parametrize("options", [{"callbacks": None}, {"callbacks": []}, {"logger": False}])
@@ -249,10 +267,51 @@ def test_checkpoints_can_be_switched_off(train):
     }
 
 
-def test_part_of_a_validation_set_is_refused(train, tmp_path):
+@pytest.mark.parametrize("limit", [2, 1, 0, 0.5])
+def test_part_of_a_validation_set_is_refused(train, tmp_path, limit):
     with pytest.raises(UsageError, match=r"limit_val_batches.*scored as a whole"):
-        train(trainer={"limit_val_batches": 2})
+        train(trainer={"limit_val_batches": limit})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"devices": 0}, r"trainer\.devices: 0\. It says: .*devices=0"),
+        ({"precision": 7}, r"refuses trainer\.precision: 7\. It says: Precision 7 is invalid"),
+        ({"accelerator": "warp"}, r"refuses trainer\.accelerator: warp\. It says: "),
+        ({"max_epoch": 3}, r"refuses trainer\.max_epoch: 3\. It says: .*max_epoch"),
+        ({"val_check_interval": 100}, "refuses to train like that. It says: `val_check_interval`"),
+        ({"gradient_clip_algorithm": "hard"}, r"trainer\.gradient_clip_algorithm: hard"),
+    ],
+)
+def test_what_the_trainer_refuses_is_a_usage_error(train, tmp_path, options, match):
+    with pytest.raises(UsageError, match=match) as caught:
+        train(trainer=options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_error_of_somebody_elses_stays_one(train):
+    class Raises(Callback):
+        def on_train_start(self, *_):
+            raise ValueError("of a callback")
+
+    with pytest.raises(ValueError, match="of a callback"):
+        train(trainer={"callbacks": [Raises()]})
+
+
+def test_lightning_says_nothing_of_its_own(train, caplog):
+    """Callbacks that speak through it are heard, and nothing is left behind."""
+    said = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    filters = list(said.filters)
+    with caplog.at_level(logging.INFO):
+        early = EarlyStopping("train_kd_loss", verbose=True)
+        train(trainer={"callbacks": [early]})
+    assert [record.message for record in caplog.records if "improved" in record.message]
+    banners = ("Tip:", "GPU available", "TPU available", "Trainer.fit")
+    assert not [r.message for r in caplog.records if any(b in r.message for b in banners)]
+    assert said.filters == filters
 
 
 class Interrupting(Callback):

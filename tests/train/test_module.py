@@ -119,6 +119,22 @@ def test_labels_only_with_a_plain_loader():
     assert steps[0].keys() >= {"train_student_loss", "train_final_loss"}
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda y: y.float(), r"torch\.float32 of shape \(16,\); wanted .*\(labels\.long\(\)\)"),
+        (lambda y: y[:, None], r"int64 of shape \(16, 1\); wanted .*\(labels\.reshape\(\(16,\)\)"),
+        (lambda y: F.one_hot(y, 4), r"of shape \(16, 4\); wanted .*\(labels\.argmax\(-1\), "),
+        (lambda y: y[:, None].expand(-1, 3), r"of shape \(16, 3\); wanted "),
+    ],
+)
+def test_labels_that_cannot_be_used_are_described(change, match):
+    inputs, labels = small.dataset(small.NUM_TRAIN).tensors
+    user = DataLoader(TensorDataset(inputs, change(labels).contiguous()), batch_size=16)
+    with pytest.raises(UsageError, match=f"those of the batch cannot be used: they are .*{match}"):
+        fit(StudentModule(small.net(1), losses={"student_loss": 1.0}), user)
+
+
 def test_a_plain_loader_has_no_targets():
     with pytest.raises(UsageError, match="'kd_loss' needs soft targets"):
         fit(StudentModule(small.net(1)), small.loader())

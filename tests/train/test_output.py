@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +40,30 @@ def test_the_users_folder_is_new_or_empty(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="not empty"):
         claim_output(tmp_path / "file", cache)
+
+
+def test_a_folder_that_cannot_be_made_is_a_usage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "run"
+    with pytest.raises(UsageError, match=f"the output folder {output} cannot be written: Not a d"):
+        claim_output(output, tmp_path / "teacher.zarr")
+
+
+def test_without_an_output_the_folder_beside_the_cache_is_named(tmp_path):
+    (tmp_path / "students").write_text("")
+    with pytest.raises(UsageError, match=r"/students cannot be written: .*Choose one with --out"):
+        claim_output(None, tmp_path / "teacher.zarr")
+
+
+def test_a_folder_that_nobody_may_write_into_is_refused_at_once(tmp_path, monkeypatch):
+    """The tests may run as root, who may write everywhere."""
+
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UsageError, match=r"/run cannot be written: Permission denied. Choose ano"):
+        claim_output(tmp_path / "run", tmp_path / "teacher.zarr")
 
 
 def fail(folder, error, before):

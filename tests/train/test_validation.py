@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
+
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.callbacks import Callback
+from safetensors.torch import load_model
 from torch import nn
 
-from kdcache import JoinedBatch, StudentModule
+import kdcache
+from kdcache import DenseCodec, JoinedBatch, StudentModule, TopKCodec
 from kdcache.errors import AlignmentError, DataError, UsageError
 from kdcache.targets import DenseTargets
 from kdcache.train import AccuracyPipeline
@@ -18,6 +25,20 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
 ]
+
+
+class Keeping(nn.Module):
+    """Keeps a tensor from its last call in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(small.NUM_FEATURES, small.NUM_CLASSES)
+        self.scale = None
+
+    def forward(self, inputs):
+        if self.scale is None or not self.training:
+            self.scale = torch.ones(small.NUM_CLASSES)
+        return self.linear(inputs) * self.scale
 
 
 class Switching(nn.Module):
@@ -32,6 +53,14 @@ class Switching(nn.Module):
         return self.net(inputs)
 
 
+def float64_kl(student):
+    inputs, _ = small.dataset(small.NUM_TEST, seed=1).tensors
+    with torch.no_grad():
+        log_p = small.Teacher()(inputs).double().log_softmax(-1)
+        log_q = student(inputs).double().log_softmax(-1)
+    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+
+
 def test_cached_scores_are_the_definition_in_float64(train):
     student = small.net(1)
     run = train(student, losses={"kd_loss": 1.0})
@@ -40,8 +69,7 @@ def test_cached_scores_are_the_definition_in_float64(train):
         log_p = small.Teacher()(inputs).double().log_softmax(-1)
         log_q = student(inputs).double().log_softmax(-1)
     scores = run.scores["test"]
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-    assert scores["teacher_kl"] == pytest.approx(float(kl), rel=1e-5)
+    assert scores["teacher_kl"] == pytest.approx(float64_kl(student), rel=1e-5)
     same = (log_p.argmax(-1) == log_q.argmax(-1)).double().mean()
     assert scores["teacher_agreement"] == pytest.approx(float(same))
     right = (log_q.argmax(-1) == labels).double().mean()
@@ -94,10 +122,96 @@ def test_a_rude_pipeline_does_not_train_in_eval_mode(train):
     assert all(student.modes)
 
 
-def test_validation_runs_as_often_as_asked(train):
-    pipeline = small.Pipeline(0.5)
-    train(trainer={"max_epochs": 5, "check_val_every_n_epoch": 2}, pipelines={"test": pipeline})
-    assert len(pipeline.seen) == 2
+@pytest.mark.parametrize(
+    ("trainer", "number"),
+    [
+        ({"max_epochs": 4, "check_val_every_n_epoch": 2}, 2),
+        ({"max_epochs": 5, "check_val_every_n_epoch": 2}, 2 + 1),
+        ({"max_epochs": 2, "check_val_every_n_epoch": 10}, 0 + 1),
+        ({"max_epochs": 1, "val_check_interval": 4}, 1 + 1),
+        ({"max_epochs": 9, "max_steps": 9, "check_val_every_n_epoch": 1}, 1 + 1),
+        ({"max_epochs": 0}, 0 + 1),
+    ],
+)
+def test_validation_runs_as_often_as_asked_and_at_the_end(train, trainer, number):
+    pipeline = small.Pipeline(*range(1, number + 1))
+    run = train(trainer=trainer, pipelines={"test": pipeline})
+    assert len(pipeline.seen) == number
+    assert run.scores == {"test": {"inference_result": number}}
+    assert run.metrics["test_inference_result"] == number
+
+
+class Restores(Callback):
+    """Puts the weights of the first epoch back at the end, as a user's own best ones."""
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.current_epoch == 0:
+            self.state = copy.deepcopy(module.student.state_dict())
+
+    def on_train_end(self, trainer, module):
+        module.student.load_state_dict(self.state)
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"max_epochs": 3, "check_val_every_n_epoch": 2},
+        {"max_epochs": 1, "check_val_every_n_epoch": 10},
+        {"max_epochs": 3, "callbacks": [Restores()]},
+    ],
+    ids=["older", "none", "restored"],
+)
+def test_scores_are_of_the_weights_in_the_file(train, trainer):
+    run = train(trainer=trainer, optimizer=functools.partial(torch.optim.SGD, lr=1.0))
+    student = small.net()
+    load_model(student, run.student)
+    wanted = float64_kl(student)
+    assert run.scores["test"]["teacher_kl"] == pytest.approx(wanted, rel=1e-5)
+    record = json.loads((run.output / "run.json").read_text())
+    assert record["scores"] == run.scores
+    assert (record["epochs"], record["steps"]) == (run.epochs, run.steps)
+    assert (run.epochs, run.steps) == (trainer["max_epochs"], 6 * trainer["max_epochs"])
+    assert record["metrics"]["test_teacher_kl"] == pytest.approx(wanted, rel=1e-5)
+    assert record["metrics"]["train_kd_loss"] > 0
+
+
+@pytest.mark.parametrize("option", [{"fast_dev_run": True}, {"overfit_batches": 1}])
+def test_settings_that_limit_batches_never_limit_sets(train, option):
+    run = train(data=small.data(second=small.loader(8, seed=3)), trainer=option)
+    assert run.scores.keys() == {"test", "second"}
+
+
+def test_what_a_student_keeps_from_the_last_validation_can_be_trained_on(train, tmp_path):
+    student = Keeping()
+    for number in range(2):
+        train(student, trainer={"check_val_every_n_epoch": 2}, output=tmp_path / str(number))
+
+
+@pytest.mark.parametrize(
+    ("codec", "bounds"),
+    [
+        (TopKCodec(k=2), ("other_teacher_kl", "test_teacher_kl")),
+        (TopKCodec(k=small.NUM_CLASSES), ()),
+        (DenseCodec(), ()),
+    ],
+)
+def test_lower_bounds_are_named(tmp_path, codec, bounds):
+    user = {"test": small.loader(small.NUM_TEST, seed=1), "other": small.loader(8, seed=2)}
+    options = {"accelerator": "cpu", "progress": False}
+    cache = kdcache.dump_teacher(
+        small.Teacher(), {"train": small.loader(), **user}, tmp_path / "t", codec=codec, **options
+    )
+    run = kdcache.train_student(
+        small.net(1),
+        small.Data(**user, bare=small.loader(8, seed=3)),
+        cache.path,
+        progress=False,
+        trainer={"max_epochs": 1, "accelerator": "cpu"},
+    )
+    assert sorted(run.lower_bounds) == list(bounds)
+    assert set(bounds) <= run.metrics.keys()
+    record = json.loads((run.output / "run.json").read_text())
+    assert record["lower_bounds"] == list(run.lower_bounds)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +243,20 @@ class Odd:
 
     def run_inference_pipeline(self, model, data_loader):
         raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (torch.zeros(8), r"they are torch\.float32 of shape \(8,\); wanted .*labels\.long\(\)"),
+        (torch.zeros(8, 1).long(), r"int64 of shape \(8, 1\); wanted .*reshape\(\(8,\)\)"),
+    ],
+)
+def test_a_set_whose_labels_cannot_be_used_says_what_they_are(train, labels, match):
+    inputs = small.dataset(8).tensors[0]
+    user = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, labels), batch_size=8)
+    with pytest.raises(DataError, match=f"no cached targets, and labels .*{match}"):
+        train(data=small.data(bare=user))
 
 
 @pytest.mark.parametrize(
@@ -185,16 +313,6 @@ def test_the_built_in_pipeline_restores_the_mode_it_found():
 
 
 def test_tensors_kept_from_validation_can_meet_gradients():
-    class Keeping(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear, self.scale = nn.Linear(small.NUM_FEATURES, small.NUM_CLASSES), None
-
-        def forward(self, inputs):
-            if self.scale is None:
-                self.scale = torch.ones(small.NUM_CLASSES)
-            return self.linear(inputs) * self.scale
-
     model = Keeping()
     AccuracyPipeline().run_inference_pipeline(model, small.loader(8))
     model(torch.randn(2, small.NUM_FEATURES)).sum().backward()

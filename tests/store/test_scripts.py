@@ -1,0 +1,28 @@
+"""The two scripts that try to break a cache, each with a fraction of what it does by default."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.store.synthetic import ROOT
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "says"),
+    [
+        ("fuzz_cache.py", ["--examples", "200", "--seed", "7"], "peak memory"),
+        ("flip_bytes.py", ["--places", "150", "--seed", "7"], "0 missed"),
+    ],
+)
+def test_nothing_is_missed(script, options, says):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert says in done.stdout
