@@ -38,7 +38,6 @@ ONLY_IN: Mapping[str, set[str]] = {
     "zarr": {"store"},
     "numcodecs": {"store"},
     "google_crc32c": {"store"},
-    "filelock": {"store"},
     "pytorch_lightning": {"train", "tracking"} | COMMAND_LINE,
     "lightning_fabric": {"dump", "train", "tracking"} | COMMAND_LINE,
     "lightning": set(),  # pytorch_lightning's classes do not mix with its

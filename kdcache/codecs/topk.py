@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdcache.codecs.protocol import FixedCodec
 from kdcache.columns import Column
-from kdcache.errors import UsageError, suggest
+from kdcache.errors import CacheCorruptedError, UsageError, suggest
 from kdcache.targets import TopKTargets, check_temperature
 
 DType = Literal["float16", "float32"]
@@ -91,8 +91,16 @@ class TopKCodec(FixedCodec):
         self, columns: Mapping[str, Tensor], num_positions: Tensor, num_classes: int
     ) -> TopKTargets:
         """See :class:`~kdcache.codecs.protocol.Codec`."""
+        ids = columns["ids"]
+        if ids.device.type == "cpu" and ids.numel():  # on a device it would have to be waited for
+            wide = ids.long()
+            if not (wide.min() >= 0 and wide.max() < num_classes):
+                raise CacheCorruptedError(
+                    f"a kept class is not among the {num_classes:,} of the cache: its column 'ids' "
+                    "is not what a top-k codec writes. Dump again."
+                )
         return TopKTargets(
-            ids=columns["ids"],
+            ids=ids,
             log_p=columns["log_p"],
             tail_log_sums=columns["tail_log_sums"],
             offset=columns["offset"],

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdcache.commands.console import printable
 from kdcache.commands.inspect import cache_parser, size_text
-from kdcache.commands.verify import printable
 from kdcache.errors import UsageError
 from kdcache.store import default_folder, open_cache
 from kdcache.store.leftovers import Leftover, Leftovers, find_leftovers, remove_leftover

@@ -56,3 +56,10 @@ def quiet_lightning() -> None:
     """Lightning says only what is wrong. It sets its level when imported: call this after that."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def printable(text: str) -> str:
+    """Text with every control character escaped but line ends: names are somebody else's."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
+    )

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from kdcache.commands.console import aligned
+from kdcache.commands.console import aligned, printable
 from kdcache.errors import UsageError
 from kdcache.tools.inspect import inspect_cache
 
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(report, indent=2, sort_keys=True))
     else:
-        print(report_text(report, shutil.get_terminal_size().columns))
+        print(printable(report_text(report, shutil.get_terminal_size().columns)))
     return 0
 
 

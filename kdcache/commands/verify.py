@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from shutil import get_terminal_size
 
-from kdcache.commands.console import shard_bar
+from kdcache.commands.console import printable, shard_bar
 from kdcache.commands.inspect import cache_parser
 from kdcache.errors import UsageError
 from kdcache.experiment import DumpExperiment, DumpSection
@@ -125,10 +125,3 @@ def _pending_text(split: str, pending: Sequence[int]) -> str:
 
 def _counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
-
-
-def printable(text: str) -> str:
-    """Text with every control character escaped but line ends: names are somebody else's."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
-    )

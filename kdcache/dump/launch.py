@@ -1,7 +1,8 @@
 """Starting several replicas on one machine, one process each, and waiting for all of them.
 
 Processes are spawned, never forked, and share nothing but the cache, not even a queue: one that
-fails or dies leaves the others to finish their shards. SIGTERM is passed on to all of them.
+fails or dies leaves the others to finish their shards. SIGTERM is passed on to all of them;
+Ctrl-C, which a terminal sends to all of them, is told of once, by this process.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import contextlib
 import copyreg
 import multiprocessing
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import ForkingPickler
@@ -31,6 +34,7 @@ MakeJob = Callable[[], DumpJob]
 
 # What a pipe takes in one piece, so that a message is there whole or not at all.
 _MAX_MESSAGE_BYTES = 8 << 10
+_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,7 @@ def run_on_devices(
         for process in processes:
             process.terminate()
 
-    with preemption.in_hand(pass_on):
+    with preemption.in_hand(pass_on), _ended_with_us(processes):
         receivers: list[Connection[Any, Any]] = []
         for replica in replicas:
             if preemption.requested:
@@ -104,7 +108,8 @@ def run_on_devices(
                 args=(content, replica, cache, sender),
                 name=f"kdcache-replica-{replica.number}",
             )
-            process.start()
+            with _interrupt_held():
+                process.start()
             sender.close()
             receivers.append(receiver)
             processes.append(process)
@@ -121,6 +126,48 @@ def run_on_devices(
     if all(ending.is_preempted(preemption.requested) for ending in bad):
         raise Stopped
     raise _error(bad)
+
+
+@contextmanager
+def _ended_with_us(processes: Sequence[SpawnProcess]) -> Iterator[None]:
+    """On Ctrl-C, leave no process behind, also where the signal was sent to this one only.
+
+    They finish the shard in hand, as after SIGTERM; a second Ctrl-C ends them at once.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        try:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join()
+        except KeyboardInterrupt:
+            for process in processes:
+                process.kill()
+        raise
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Ctrl-C waits, here and in a process that is started meanwhile: there until it asks for it.
+
+    While it imports it could only answer with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its own start, else within ours, would let signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _release_interrupt() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _ending(replica: Replica, process: SpawnProcess, receiver: Connection[Any, Any]) -> Ending:
@@ -176,9 +223,12 @@ def _run_replica(
 ) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // replica.count))
     try:
+        _release_interrupt()
         with Preemption(cache) as preemption:
             run(ForkingPickler.loads(content)(), Ranks(replica), preemption)
     except KdcacheError as error:
         text = paragraph(error).encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
         sender.send((type(error), text))
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:  # the process that started this one says so
+        raise SystemExit(_INTERRUPTED) from None

@@ -9,7 +9,7 @@ from kdcache.errors import CacheCorruptedError
 from kdcache.store.arrays import object_file
 from kdcache.store.cache import View
 from kdcache.store.commits import Commit, write_commit
-from kdcache.store.files import fsync_folder, fsync_tree, write_group
+from kdcache.store.files import fsync_folder, fsync_tree, write_group, writing_into
 from kdcache.store.layout import GROUP_FILE, attempt_folder, new_attempt
 from kdcache.store.writer import ViewWriter
 
@@ -28,6 +28,7 @@ def adopt_shard(writer: ViewWriter, shard: int, view: View, commit: Commit) -> C
 
     Raises:
         CacheCorruptedError: any checksum of the shard is wrong; nothing is committed.
+        CacheError: it cannot be written.
     """
     start, stop = writer.manifest.shard_range(shard)
     if stop - start != commit.stop - commit.start:
@@ -36,16 +37,17 @@ def adopt_shard(writer: ViewWriter, shard: int, view: View, commit: Commit) -> C
     source = attempt_folder(view.folder, commit.shard, commit.attempt)
     attempt = new_attempt()
     group = attempt_folder(writer.folder, shard, attempt)
-    group.mkdir()
-    write_group(group, {})
-    for column in writer.manifest.columns:
-        (group / column.name).mkdir()
-        shutil.copyfile(source / column.name / GROUP_FILE, group / column.name / GROUP_FILE)
-        if commit.arrays[column.name].rows:
-            target = object_file(group, column)
-            target.parent.mkdir(parents=True)
-            shutil.copyfile(object_file(source, column), target)
-    fsync_tree(group)
-    fsync_folder(writer.folder)
-    adopted = replace(commit, shard=shard, attempt=attempt, start=start, stop=stop)
-    return adopted if write_commit(writer.folder, adopted) else None
+    with writing_into(writer.folder):
+        group.mkdir()
+        write_group(group, {})
+        for column in writer.manifest.columns:
+            (group / column.name).mkdir()
+            shutil.copyfile(source / column.name / GROUP_FILE, group / column.name / GROUP_FILE)
+            if commit.arrays[column.name].rows:
+                target = object_file(group, column)
+                target.parent.mkdir(parents=True)
+                shutil.copyfile(object_file(source, column), target)
+        fsync_tree(group)
+        fsync_folder(writer.folder)
+        adopted = replace(commit, shard=shard, attempt=attempt, start=start, stop=stop)
+        return adopted if write_commit(writer.folder, adopted) else None

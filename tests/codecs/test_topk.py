@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.codecs import TopKCodec
-from kdcache.errors import UnsupportedTargetsError, UsageError
+from kdcache.errors import CacheCorruptedError, UnsupportedTargetsError, UsageError
 
 INF = float("inf")
 
@@ -141,3 +141,14 @@ def test_undeclared_temperatures_are_refused_by_name():
 def test_refused_settings(settings, said):
     with pytest.raises(UsageError, match=said):
         TopKCodec(**settings)
+
+
+@pytest.mark.parametrize("wrong", [5, -1, 2**31 - 1])
+def test_a_class_that_is_none_is_refused(wrong):
+    """Somebody else's cache may hold anything: found before a loss indexes with it."""
+    codec = TopKCodec(k=2)
+    columns = dict(codec.encode(torch.randn(3, 5), torch.zeros(3, 2, dtype=torch.int64)))
+    columns["ids"] = columns["ids"].to(torch.int32)
+    columns["ids"][1, 1] = wrong
+    with pytest.raises(CacheCorruptedError, match="not among the 5 of the cache"):
+        codec.decode(columns, torch.ones(3, dtype=torch.int64), 5)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 
+import numpy as np
 import pytest
 
-from kdcache.store import open_cache
-from tests.store.synthetic import make_shards, write_view
+from kdcache.store import ViewWriter, open_cache, table_digest
+from tests.store.synthetic import make_shards, manifest, write_view
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,3 +38,21 @@ def stored(tmp_path_factory):
         return open_cache(path)[wanted.split]
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def original_with_table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("with_table") / "cache.zarr"
+    table = np.arange(6, dtype=np.float32)
+    wanted = manifest(tables={"mean": table_digest(table)})
+    writer = ViewWriter.create(path, wanted, {"mean": table})
+    for shard, columns in make_shards(wanted).items():
+        writer.write_shard(shard, columns)
+    writer.finish()
+    return path
+
+
+@pytest.fixture
+def view_with_table(original_with_table, tmp_path):
+    """A finished view of columns of all kinds, and a table; a copy for each test."""
+    return open_cache(shutil.copytree(original_with_table, tmp_path / "cache.zarr"))["train"]

@@ -1,163 +1,39 @@
-"""More of what somebody else may have put into a cache: links, pipes, swaps, and newer fields.
+"""More of what somebody else may have put into a cache: swaps, newer fields, tables, sizes.
 
-As in ``test_hostile.py``, nothing but a KdcacheError comes out; here, nothing may block either.
+As in ``test_hostile.py``, nothing but a KdcacheError comes out, and memory stays bounded.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import threading
-import tracemalloc
 
 import numpy as np
 import pytest
 
 from kdcache.columns import Column
-from kdcache.errors import CacheCorruptedError, KdcacheError, UsageError
+from kdcache.errors import CacheCorruptedError, UsageError
 from kdcache.store import UNKNOWN_LENGTH, ViewWriter, open_cache, open_local_copy, table_digest
 from kdcache.store import tables as store_tables
 from kdcache.store.manifest import MAX_SHARDS
-from kdcache.tools.inspect import inspect_cache
 from kdcache.tools.verify import verify_cache
+from tests.store.hostile import PLACES, in_time, survives
 from tests.store.synthetic import (
     COUNTS,
     edit_json,
     edit_record,
-    files_below,
     make_shards,
     manifest,
     stored_object,
     write_view,
 )
 
-TABLE = np.arange(6, dtype=np.float32)
-WANTED = manifest(tables={"mean": table_digest(TABLE)})
-MEMORY_BYTES = 96 << 20
 HUGE = 1 << 53
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    path = tmp_path_factory.mktemp("hostile") / "cache.zarr"
-    writer = ViewWriter.create(path, WANTED, {"mean": TABLE})
-    for shard, columns in make_shards(WANTED).items():
-        writer.write_shard(shard, columns)
-    writer.finish()
-    return path
-
-
 @pytest.fixture
-def view(original, tmp_path):
-    return open_cache(shutil.copytree(original, tmp_path / "cache.zarr"))["train"]
-
-
-def everything(cache):
-    """All that is done with a cache that somebody else made."""
-    opened = open_cache(cache)
-    for split in {"train", *opened}:
-        found = opened[split]
-        _ = (found.manifest, found.pending, found.is_complete, found.stored_bytes)
-        for commit in found.commits:
-            found.read_shard(commit)
-        found.read_tables()
-        open_local_copy(found, cache.parent / "local").take([0, 0])
-
-
-def survives(cache):
-    """Whether it can be used; another error, or much memory, fails the test."""
-    uses = (everything, inspect_cache, verify_cache)
-    outcomes = []
-    tracemalloc.start()
-    try:
-        for use in uses:
-            try:
-                use(cache)
-                outcomes.append(True)
-            except KdcacheError:
-                outcomes.append(False)
-    finally:
-        _, peak_bytes = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert peak_bytes < MEMORY_BYTES
-    return outcomes[0]
-
-
-def in_time(function, *arguments):
-    """The result of a call that must not block; 30 seconds are for a busy machine."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(function(*arguments)), daemon=True)
-    thread.start()
-    thread.join(30)
-    assert not thread.is_alive(), "blocked"
-    assert found, "raised"
-    return found[0]
-
-
-PLACES = {
-    "the cache's marker": lambda view: view.cache / "zarr.json",
-    "manifest": lambda view: view.folder / "zarr.json",
-    "index": lambda view: view.folder / "index.json",
-    "record": lambda view: view.folder / "commits" / "shard-000001.json",
-    "object": lambda view: stored_object(view, 1, "values"),
-    "array metadata": lambda view: stored_object(view, 1, "values").parents[2] / "zarr.json",
-    "table": lambda view: next((view.cache / "tables").rglob("c/0")),
-    "table metadata": lambda view: next((view.cache / "tables").glob("*/zarr.json")),
-}
-
-
-@pytest.mark.parametrize("place", PLACES)
-class TestNoRegularFile:
-    def put(self, view, place, make):
-        """Replace a file; records are only read where there is no index."""
-        path = PLACES[place](view)
-        if place == "record":
-            (view.folder / "index.json").unlink()
-        path.unlink()
-        make(path)
-        return in_time(survives, view.cache)
-
-    def test_a_pipe_does_not_block(self, view, place):
-        usable = self.put(view, place, os.mkfifo)
-        assert usable == (place == "array metadata")  # no student reads that
-
-    @pytest.mark.parametrize("device", ["/dev/zero", "/dev/random", "/dev/stdin", "/proc/self/mem"])
-    def test_a_device_is_not_read(self, view, place, device):
-        usable = self.put(view, place, lambda path: path.symlink_to(device))
-        assert usable == (place == "array metadata")
-
-    @pytest.mark.parametrize("is_loop", [True, False])
-    def test_links_that_lead_nowhere_or_to_themselves(self, view, place, is_loop):
-        target = PLACES[place](view) if is_loop else view.cache / "nothing"
-        usable = self.put(view, place, lambda path: path.symlink_to(target))
-        # An index that leads nowhere is none: the records are there.
-        is_no_index = place == "index" and not is_loop
-        assert usable == (place == "array metadata" or is_no_index)
-
-    def test_a_link_to_the_same_content_is_as_good(self, view, place, tmp_path):
-        """Caches from a hub, or a data manager, are folders of links into a store of blobs."""
-        path = PLACES[place](view)
-        path.symlink_to(shutil.move(path, tmp_path / "blob"))
-        assert verify_cache(view.cache).is_sound
-        everything(view.cache)
-
-
-def test_a_folder_that_leads_in_a_circle(view):
-    (view.folder / "shard-000000.0123456789ab").symlink_to(view.folder)
-    (view.cache / "again").symlink_to(view.cache)
-    (view.cache / "tables" / "deeper").symlink_to(view.cache / "tables")
-    assert in_time(survives, view.cache)
-
-
-def test_a_split_that_leads_out_of_the_cache(view, tmp_path):
-    """It is read as what it is; nothing is written to it."""
-    other = shutil.copytree(view.cache, tmp_path / "other")
-    shutil.rmtree(view.cache / "train")
-    (view.cache / "train").symlink_to(other / "train")
-    before = files_below(other)
-    assert survives(view.cache)
-    assert files_below(other) == before
+def view(view_with_table):
+    return view_with_table
 
 
 class TestSwaps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from tests.store.synthetic import ROOT
 def test_nothing_is_missed(script, options, says):
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / script), *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

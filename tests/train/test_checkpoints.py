@@ -305,7 +305,7 @@ def test_lightning_says_nothing_of_its_own(train, caplog):
     """Callbacks that speak through it are heard, and nothing is left behind."""
     said = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     filters = list(said.filters)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), caplog.at_level(logging.INFO, "pytorch_lightning"):
         early = EarlyStopping("train_kd_loss", verbose=True)
         train(trainer={"callbacks": [early]})
     assert [record.message for record in caplog.records if "improved" in record.message]
