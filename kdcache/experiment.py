@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 COMPONENTS = frozenset({"data", "teacher", "student", "optimizer", "scheduler"})
 """Sections of the form ``{class_path: ..., init_args: {...}}``."""
+
+MODELS = frozenset({"teacher", "student"})
+"""Components that may have ``weights`` beside these: a file that is loaded into what was built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,9 @@ class DumpSection:
         accelerator: auto, cpu, cuda or another of Lightning's.
         precision: 32-true, bf16-mixed, 16-mixed or another of Lightning's.
         key: index, content, or field:<path>: what joins samples and targets.
-        fingerprint: what of a sample counts as seen: inputs, sample, field:<path>, or the class
-            path of a function of a sample.
+        fingerprint: what of a sample counts as seen: inputs, sample, field:<path>, tokens:<path>
+            (token ids, alike as list, array or tensor of any integer type), or the class path of
+            a function of a sample.
         samples_per_shard: unit of work and loss; chosen from size and count if null.
         pilot: measure a few samples before the first shard: what the codec costs, and how far
             targets depend on the batch.
@@ -52,10 +56,13 @@ class DistillSection:
     Attributes:
         temperature: T > 0 of the losses on soft targets.
         losses: loss name -> coefficient.
+        head: logits, or hidden: losses begin with the student's last hidden states and its output
+            layer, so that all logits of a batch never exist at once.
     """
 
     temperature: float = 1.0
     losses: dict[str, float] = field(default_factory=lambda: {"kd_loss": 1.0})
+    head: Literal["logits", "hidden"] = "logits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,8 @@ class DumpExperiment:
     Attributes:
         cache: folder of the teacher cache.
         data: class_path and init_args of an object with training and validation loaders.
-        teacher: class_path and init_args of the teacher.
+        teacher: class_path and init_args of the teacher; perhaps weights: a safetensors file, or
+            a PyTorch file that holds nothing but weights.
         batch: which leaves are inputs, labels and mask; inferred if null.
         targets: codec and its settings.
         progress: show a bar on a terminal.
@@ -89,7 +97,7 @@ class StudentExperiment:
     Attributes:
         cache: folder of the teacher cache.
         data: class_path and init_args of an object with training and validation loaders.
-        student: class_path and init_args of the student.
+        student: class_path and init_args of the student; perhaps weights, a file to begin with.
         batch: which leaves are inputs, labels and mask; inferred if null.
         targets: only a class path in ``codec`` is read: a codec of your own is never imported
             because a cache names it, but because you do.

@@ -5,14 +5,70 @@ Used for teachers in stage one and students in stage two alike, so that both are
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdcache.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeferredLogits:
+    """Logits that are not computed yet: last hidden states, and the output layer that makes them.
+
+    logits = cap(scale * (hidden @ weight.T + bias)), where cap(z) = softcap * tanh(z / softcap). A
+    student may return them where logits are wanted; losses that can then go through them chunk by
+    chunk, so that the whole (positions, C) never exists.
+
+    Attributes:
+        hidden: (..., D) last hidden states.
+        weight: (C, D) of the output layer.
+        bias: (C,), or None.
+        scale: factor on the layer's output.
+        softcap: bound of the logits' size, or None.
+
+    Raises:
+        DataError: the shapes do not fit together.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        fits = self.weight.dim() == 2 and self.hidden.dim() >= 2
+        fits = fits and self.hidden.shape[-1] == self.weight.shape[-1]
+        if not fits or (self.bias is not None and self.bias.shape != self.weight.shape[:1]):
+            bias = "" if self.bias is None else f" and bias {tuple(self.bias.shape)}"
+            raise DataError(
+                f"hidden states {tuple(self.hidden.shape)} with weight {tuple(self.weight.shape)}"
+                f"{bias} make no logits: (..., D), (C, D) and (C,) do."
+            )
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the logits, (..., C)."""
+        return torch.Size((*self.hidden.shape[:-1], len(self.weight)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the hidden states are."""
+        return self.hidden.device
+
+    def logits(self) -> Tensor:
+        """All of them at once, (..., C), in the layer's dtype (autocast counts)."""
+        logits = F.linear(self.hidden, self.weight, self.bias) * self.scale
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+
+
+Logits = Tensor | DeferredLogits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,35 +80,37 @@ class ModelOutput:
         losses: name -> scalar loss, or plain number, that the model itself returned under "loss".
     """
 
-    logits: Tensor
+    logits: Logits
     losses: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
-def read_output(output: Any, class_dim: int = -1) -> ModelOutput:
+def read_output(output: Any, class_dim: int = -1, num_classes: int | None = None) -> ModelOutput:
     """Find the logits and losses in what a model returned.
 
     Args:
-        output: a tensor; a tuple or list whose first element is the logits; a mapping with
-            "logits" and perhaps "loss" (a mapping of named losses, or one scalar, taken as
-            ``student_loss``); or an object with ``.logits``.
+        output: logits (a tensor, or :class:`DeferredLogits`); a tuple or list whose first element
+            is the logits; a mapping with "logits" and perhaps "loss" (a mapping of named losses,
+            or one scalar, taken as ``student_loss``); or an object with ``.logits``.
         class_dim: the class axis of the logits (1 for (B, C, H, W)).
+        num_classes: how many of the classes count, where a vocabulary was padded; None: all.
 
     Raises:
-        DataError: no logits can be found, or they have no such axis.
+        DataError: no logits can be found, they have no such axis, or fewer classes.
     """
     logits, losses = output, None
     if isinstance(output, Mapping):
         logits, losses = output.get("logits"), output.get("loss")
     elif isinstance(output, tuple | list):
         logits = output[0] if output else None
-    elif not isinstance(output, Tensor):
+    elif not isinstance(output, Logits):
         logits, losses = getattr(output, "logits", None), getattr(output, "loss", None)
-    if not isinstance(logits, Tensor):
+    if not isinstance(logits, Logits):
         raise DataError(
             f"the model returned {type(output).__name__} without logits. Return a tensor, a tuple "
             "that begins with the logits, a dict with 'logits', or an object with .logits."
         )
-    if not -logits.dim() < class_dim < logits.dim() or class_dim == 0 or logits.dim() < 2:
+    num_axes = len(logits.shape)
+    if not -num_axes < class_dim < num_axes or class_dim == 0 or num_axes < 2:
         raise DataError(
             f"logits of shape {tuple(logits.shape)} have no class axis {class_dim}. Return (B, C) "
             "or (B, ..., C), or say batch.class_dim. Sigmoid and multi-label heads, one logit a "
@@ -62,10 +120,32 @@ def read_output(output: Any, class_dim: int = -1) -> ModelOutput:
         losses = {}
     elif not isinstance(losses, Mapping):
         losses = {"student_loss": losses}
-    return ModelOutput(logits=logits.movedim(class_dim, -1), losses=dict(losses))
+    return ModelOutput(logits=_last(logits, class_dim, num_classes), losses=dict(losses))
 
 
-def count_positions(logits: Tensor, mask: Tensor | None) -> Tensor:
+def _last(logits: Logits, class_dim: int, num_classes: int | None) -> Logits:
+    """With the class axis last, and without the classes that only pad it."""
+    if isinstance(logits, Tensor):
+        logits = logits.movedim(class_dim, -1)
+    elif class_dim not in (-1, len(logits.shape) - 1):
+        raise DataError(
+            f"hidden states with an output layer make logits with the classes last, not on axis "
+            f"{class_dim} (batch.class_dim)."
+        )
+    if num_classes is None or logits.shape[-1] == num_classes:
+        return logits
+    if logits.shape[-1] < num_classes:
+        raise DataError(
+            f"the model has {logits.shape[-1]} classes, batch.num_classes says that "
+            f"{num_classes} count. Correct the one that is wrong."
+        )
+    if isinstance(logits, Tensor):
+        return logits[..., :num_classes]
+    bias = None if logits.bias is None else logits.bias[:num_classes]
+    return dataclasses.replace(logits, weight=logits.weight[:num_classes], bias=bias)
+
+
+def count_positions(logits: Logits, mask: Tensor | None) -> Tensor:
     """Valid positions of each sample, (B,) int64, on the logits' device.
 
     Args:

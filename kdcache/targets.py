@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -109,14 +109,15 @@ class TopKTargets(SoftTargets):
         tail_log_sums: (P, S) float32, log of the sum of p**(1/T) over the classes that are not
             kept, for each declared temperature; -inf where K = C.
         temperatures: the S declared temperatures.
-        offset: (P,) float32, log of the sum of exp(logit): raw logit = log_p + offset.
+        offset: (P,) float32, log of the sum of exp(logit): raw logit = log_p + offset. None where
+            only log-probabilities are known.
     """
 
     ids: Tensor
     log_p: Tensor
     tail_log_sums: Tensor
     temperatures: tuple[float, ...]
-    offset: Tensor
+    offset: Tensor | None = None
 
     def bucket_log_p(self, temperature: float) -> Tensor:
         """Log-probabilities of the kept classes and, last, of all others together.
@@ -154,6 +155,24 @@ class TopKTargets(SoftTargets):
         left = max(1, self.num_classes - log_p.shape[-1])
         tail = (1 - log_p.exp().sum(dim=-1)).clamp(min=1e-8).log() - math.log(left)
         return torch.where(is_label.any(dim=-1), kept, tail)
+
+
+_Targets = TypeVar("_Targets", bound=SoftTargets)
+
+
+def rows_of(targets: _Targets, rows: slice) -> _Targets:
+    """The targets of consecutive positions; ``num_positions`` stays that of the whole.
+
+    Targets of a user's own kind cannot be cut: they come back whole.
+    """
+    if not isinstance(targets, DenseTargets | TopKTargets):
+        return targets
+    parts: dict[str, Any] = {
+        item.name: value[rows]
+        for item in dataclasses.fields(targets)
+        if item.name != "num_positions" and isinstance(value := getattr(targets, item.name), Tensor)
+    }
+    return dataclasses.replace(targets, **parts)
 
 
 def check_temperature(temperature: float, declared: tuple[float, ...]) -> None:

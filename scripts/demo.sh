@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
-# The demo: a teacher is dumped once, students train from its cache. No download but packages.
-# Arguments go to examples/digits/demo.py (--help lists them).
+# A demo from nothing: makes .venv, then one teacher, its cache, and students from it.
+#   bash scripts/demo.sh                                        digits: packages only, no download
+#   bash scripts/demo.sh language_model --data ../shared/data   text files of your own
+# Further arguments go to the demo; see examples/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
+if [ "${1:-}" = language_model ]; then
+  shift
+  ensure_environment examples,hf
+  exec .venv/bin/python -m examples.language_model "$@"
+fi
 ensure_environment examples
-exec .venv/bin/python examples/digits/demo.py "$@"
+exec .venv/bin/python -m examples.digits "$@"

@@ -27,7 +27,7 @@ ORDER = (
     ("data",),
     ("losses", "store"),
     ("codecs",),
-    ("outputs", "targets"),
+    ("outputs", "targets", "weights"),
     ("columns",),
     ("errors", "version"),
 )
@@ -49,6 +49,7 @@ ONLY_IN: Mapping[str, set[str]] = {
     "torchaudio": set(),
     "matplotlib": set(),
     "sklearn": set(),
+    "pyarrow": {"tools"},  # an optional extra, to read somebody else's Parquet files
     "pickle": set(),  # a cache holds none, and nothing unpickles what somebody else wrote
     "cloudpickle": set(),
     "dill": set(),
@@ -171,6 +172,7 @@ REFUSED = (
     (strayed_libraries, "data/x.py", "import torchaudio", "imports torchaudio"),
     (strayed_libraries, "tools/x.py", "import matplotlib.pyplot", "imports matplotlib"),
     (strayed_libraries, "data/x.py", "from sklearn import datasets", "imports sklearn"),
+    (strayed_libraries, "data/x.py", "from pyarrow import parquet", "imports pyarrow"),
     (strayed_libraries, "store/x.py", "def f():\n    import pickle", "imports pickle"),
     (strayed_libraries, "store/x.py", "import torch", "imports torch"),
     (unsafe_calls, "data/x.py", "key = hash((1, 2))", "calls hash()"),

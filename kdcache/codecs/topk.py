@@ -3,11 +3,15 @@
 A truncated distribution alone is no target: its tail at a temperature T needs the sum of
 p**(1/T) over the classes left out, which is not recoverable later and is therefore stored for
 every declared temperature, computed over the complement in float32.
+
+Encoding goes through blocks of positions: a few copies of (P, C) logits at C = 128k would be
+gigabytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -21,6 +25,10 @@ from kdcache.targets import TopKTargets, check_temperature
 
 DType = Literal["float16", "float32"]
 
+# Numbers of a block: its copies stay in a CPU's cache, or are small beside a GPU's memory.
+_BLOCK_NUMBERS = {"cpu": 1 << 19}
+_MOST_NUMBERS = 1 << 26
+
 
 def _id_dtype(num_classes: int) -> str:
     """The narrowest unsigned type that holds every class number."""
@@ -28,20 +36,35 @@ def _id_dtype(num_classes: int) -> str:
     return next((name for name, size in widths.items() if num_classes <= size), "int32")
 
 
+def _blocks(num_positions: int, num_classes: int, device: torch.device) -> Iterator[slice]:
+    """Consecutive positions, few enough for temporary copies of their logits.
+
+    Never one alone where there are more: PyTorch's threads then share the sum over its classes,
+    and its last bit would depend on how positions are cut.
+    """
+    most = _BLOCK_NUMBERS.get(device.type, _MOST_NUMBERS)
+    count = max(1, num_positions // max(2, most // num_classes))
+    ends = [num_positions * block // count for block in range(count + 1)]
+    return itertools.starmap(slice, itertools.pairwise(ends))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TopKCodec(FixedCodec):
-    """The K largest log-probabilities, ids, tail sums and offset.
+    """The K largest log-probabilities, ids, tail sums and perhaps offset.
 
     Attributes:
         k: classes kept per position (all of them where there are fewer).
         dtype: of the stored log-probabilities.
         temperatures: the temperatures that students may train at.
+        offset: keep the log of the sum of exp(logit), which makes logits of log-probabilities
+            again; False where only those are known, or 4 bytes a position are too many.
     """
 
     name: ClassVar[str] = "topk"
     k: int = 32
     dtype: DType = "float16"
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    offset: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperatures", tuple(float(t) for t in self.temperatures))
@@ -54,38 +77,51 @@ class TopKCodec(FixedCodec):
             )
         if not self.temperatures or not all(0 < t < float("inf") for t in self.temperatures):
             raise UsageError(f"temperatures are positive numbers, not {self.temperatures}.")
+        if type(self.offset) is not bool:
+            raise UsageError(f"the topk codec's offset is true or false, not {self.offset!r}.")
 
     def settings(self) -> Mapping[str, Any]:
-        """``{"k": ..., "dtype": ..., "temperatures": [...]}``."""
-        return {"k": self.k, "dtype": self.dtype, "temperatures": list(self.temperatures)}
+        """``{"k": ..., "dtype": ..., "temperatures": [...]}``; ``"offset"`` if it is not kept."""
+        kept = {"k": self.k, "dtype": self.dtype, "temperatures": list(self.temperatures)}
+        return kept if self.offset else {**kept, "offset": False}
 
     def columns(self, num_classes: int) -> tuple[Column, ...]:
         """``ids`` and ``log_p`` (K,), ``tail_log_sums`` (S,) and ``offset``, per position."""
         kept = (min(self.k, num_classes),)
         sums = (len(self.temperatures),)
-        return (
+        columns = (
             Column(name="ids", per="position", dtype=_id_dtype(num_classes), shape=kept),
             Column(name="log_p", per="position", dtype=self.dtype, shape=kept),
             Column(name="tail_log_sums", per="position", dtype="float32", shape=sums),
-            Column(name="offset", per="position", dtype="float32"),
         )
+        offset = (Column(name="offset", per="position", dtype="float32"),)
+        return (*columns, *offset) if self.offset else columns
 
     def encode(self, logits: Tensor, draws: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
         """See :class:`~kdcache.codecs.protocol.Codec`."""
-        logits = logits.float()
-        num_classes = logits.shape[-1]
-        offset = logits.logsumexp(dim=-1)
-        # Not logits - offset: at a common offset of 1e4 that would cost log_p its last digits.
-        log_p = logits.log_softmax(dim=-1)
-        kept, ids = log_p.topk(min(self.k, num_classes), dim=-1)
-        tail = log_p.scatter(-1, ids, -torch.inf)
-        sums = torch.stack([(tail / t).logsumexp(dim=-1) for t in self.temperatures], dim=-1)
-        return {
-            "ids": ids.to(getattr(torch, _id_dtype(num_classes))),
-            "log_p": kept.to(getattr(torch, self.dtype)),
-            "tail_log_sums": sums,
-            "offset": offset,
+        num_positions, num_classes = logits.shape
+        made = {
+            column.name: torch.empty(
+                (num_positions, *column.shape),
+                dtype=getattr(torch, column.dtype),
+                device=logits.device,
+            )
+            for column in self.columns(num_classes)
         }
+        for rows in _blocks(num_positions, num_classes, logits.device):
+            for name, values in self._encode_block(logits[rows].float()).items():
+                made[name][rows] = values
+        return made
+
+    def _encode_block(self, logits: Tensor) -> Mapping[str, Tensor]:
+        """Columns of a few positions, in the types that they are computed in."""
+        # Not logits - offset: at a common offset of 1e4 that would cost log_p its last digits.
+        tail = logits.log_softmax(dim=-1)
+        log_p, ids = tail.topk(min(self.k, logits.shape[-1]), dim=-1)
+        tail.scatter_(-1, ids, -torch.inf)
+        sums = [(tail / t if t != 1 else tail).logsumexp(dim=-1) for t in self.temperatures]
+        made = {"ids": ids, "log_p": log_p, "tail_log_sums": torch.stack(sums, dim=-1)}
+        return {**made, "offset": logits.logsumexp(dim=-1)} if self.offset else made
 
     def decode(
         self, columns: Mapping[str, Tensor], num_positions: Tensor, num_classes: int
@@ -103,7 +139,7 @@ class TopKCodec(FixedCodec):
             ids=ids,
             log_p=columns["log_p"],
             tail_log_sums=columns["tail_log_sums"],
-            offset=columns["offset"],
+            offset=columns.get("offset"),
             temperatures=self.temperatures,
             num_positions=num_positions,
             num_classes=num_classes,

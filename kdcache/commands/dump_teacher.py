@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kdcache.commands.arguments import experiment_from
 from kdcache.commands.console import quiet_lightning
 from kdcache.commands.inspect import report_text
-from kdcache.config import build, fingerprint_function
+from kdcache.config import build, build_model, fingerprint_function
 from kdcache.experiment import DumpExperiment
 from kdcache.store import check_cache_path
 from kdcache.tools.inspect import inspect_cache
@@ -49,7 +49,8 @@ def make_job(experiment: DumpExperiment) -> DumpJob:
     """The job that an experiment describes; called once in every process that dumps."""
     from kdcache.codecs import make_codec
     from kdcache.data import sources
-    from kdcache.data.batch import parse_mapping
+    from kdcache.data.batch_section import parse_mapping
+    from kdcache.data.vocabulary import own_vocabulary
     from kdcache.dump import DumpJob
 
     targets = dict(experiment.targets)
@@ -59,12 +60,13 @@ def make_job(experiment: DumpExperiment) -> DumpJob:
     train, validation = sources.loaders(data)
     dump = experiment.dump
     return DumpJob(
-        teacher=build(experiment.teacher, "teacher"),
+        teacher=build_model(experiment.teacher, "teacher"),
         loaders={sources.TRAIN: train, **validation},
         cache=Path(experiment.cache),
         codec=codec,
         mapping=parse_mapping(experiment.batch, "teacher"),
         class_names=sources.class_names(data, train.dataset),
+        vocabulary=own_vocabulary(data),
         key=dump.key,
         fingerprint=fingerprint_function(dump.fingerprint) or dump.fingerprint,
         samples_per_shard=dump.samples_per_shard,

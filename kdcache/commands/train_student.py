@@ -13,6 +13,7 @@ from kdcache.commands.arguments import experiment_from
 from kdcache.commands.console import aligned, quiet_lightning
 from kdcache.config import (
     build,
+    build_model,
     build_nested,
     checked,
     fingerprint_function,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _MAX_SEED = 2**32 - 1
 _RESULTS = (
     ("accuracy", "accuracy", "{:.2%}"),
+    ("cross-entropy", "cross_entropy", "{:.4f}"),
     ("KL to teacher (nats)", "teacher_kl", "{:.4f}"),
     ("agreement", "teacher_agreement", "{:.2%}"),
 )
@@ -61,11 +63,12 @@ def _train(experiment: StudentExperiment) -> StudentRun | None:
     pl.seed_everything(experiment.seed, workers=True, verbose=False)  # also of what is built here
     train = functools.partial(
         train_student,
-        build(experiment.student, "student"),
+        build_model(experiment.student, "student"),
         build(experiment.data, "data"),
         experiment.cache,
         losses=experiment.distill.losses,
         temperature=experiment.distill.temperature,
+        head=experiment.distill.head,
         batch=experiment.batch,
         optimizer=_maker(experiment.optimizer, "optimizer"),
         scheduler=_maker(experiment.scheduler, "scheduler"),

@@ -5,7 +5,7 @@ other key is an error. Stage two never looks into ``teacher``, and nothing is im
 before it is asked for.
 """
 
-from kdcache.config.components import build, build_nested, fingerprint_function
+from kdcache.config.components import build, build_model, build_nested, fingerprint_function
 from kdcache.config.files import Raw, merge, override, read_file, to_yaml
 from kdcache.config.sections import Experiment, Key, keys_of, parse
 from kdcache.config.typed import checked, resolved_annotations
@@ -15,6 +15,7 @@ __all__ = [
     "Key",
     "Raw",
     "build",
+    "build_model",
     "build_nested",
     "checked",
     "fingerprint_function",

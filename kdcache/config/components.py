@@ -48,6 +48,21 @@ def build(component: Mapping[str, Any], where: str, *given: Any) -> Any:
     return target(*given, **values)
 
 
+def build_model(component: Mapping[str, Any], where: str) -> Any:
+    """Make a teacher or student, and load the weights that its section names.
+
+    Raises:
+        UsageError, DataError: see :func:`build` and :func:`kdcache.weights.load_weights`.
+    """
+    model = build(component, where)
+    weights = component.get("weights")
+    if weights is not None:
+        from kdcache.weights import load_weights
+
+        load_weights(model, weights)
+    return model
+
+
 def build_nested(value: Any, where: str) -> Any:
     """A plain value with every section that has a class_path built."""
     if isinstance(value, Mapping):
@@ -106,7 +121,7 @@ def _member(found: Any, name: str, parts: list[str], where: str) -> Any:
 
 def fingerprint_function(name: str) -> Callable[[Any], Any] | None:
     """The function that ``dump.fingerprint`` names; None for one of the built-in sources."""
-    if "." not in name:
+    if "." not in name or ":" in name:  # a path into a sample has dots, too
         return None
     found = import_path(name, "dump.fingerprint")
     if not callable(found):

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from kdcache.config.sections import component_keys
 from kdcache.errors import UsageError
 from kdcache.experiment import COMPONENTS, DumpExperiment, StudentExperiment
 
@@ -83,7 +84,7 @@ def override(raw: Mapping[str, Any], name: str, text: str) -> Raw:
     replaces what was there, a key below it changes one entry.
     """
     parts = name.split(".")
-    if parts[0] in COMPONENTS and len(parts) > 1 and parts[1] not in ("class_path", "init_args"):
+    if parts[0] in COMPONENTS and len(parts) > 1 and parts[1] not in component_keys(parts[0]):
         parts.insert(1, "init_args")
     try:
         value = yaml.load(text, _Loader)  # a safe loader
@@ -97,6 +98,7 @@ def override(raw: Mapping[str, Any], name: str, text: str) -> Raw:
         section = section[part]
     if parts[-1] == "class_path" and section.get("class_path") != value:
         section.pop("init_args", None)
+        section.pop("weights", None)
     section[parts[-1]] = value
     return result
 

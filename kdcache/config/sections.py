@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from kdcache.config.typed import checked
 from kdcache.errors import UsageError, suggest
-from kdcache.experiment import COMPONENTS, DumpExperiment, StudentExperiment
+from kdcache.experiment import COMPONENTS, MODELS, DumpExperiment, StudentExperiment
 
 Experiment = TypeVar("Experiment", DumpExperiment, StudentExperiment)
 
@@ -66,14 +66,23 @@ def check_component(section: Any, where: str) -> str:
     """The class path of a ``class_path`` / ``init_args`` section; UsageError where it is none."""
     if not isinstance(section, Mapping):
         raise UsageError(f"{where} has class_path and perhaps init_args below it, not {section!r}.")
-    refuse_unknown(section, {"class_path", "init_args"}, f"{where}.")
+    refuse_unknown(section, component_keys(where), f"{where}.")
     path = section.get("class_path")
     if not isinstance(path, str):
         raise UsageError(f"{where} needs a class_path, such as my_module.MyClass.")
+    weights = section.get("weights")
+    if weights is not None and not isinstance(weights, str):
+        raise UsageError(f"{where}.weights is the path of a file, not {weights!r}.")
     arguments = section.get("init_args")
     if arguments is not None and not isinstance(arguments, Mapping):
         raise UsageError(f"{where}.init_args are names with values, not {arguments!r}.")
     return path
+
+
+def component_keys(name: str) -> frozenset[str]:
+    """The keys of a component's section; everything else on the command line is an argument."""
+    known = frozenset({"class_path", "init_args"})
+    return known | {"weights"} if name in MODELS else known
 
 
 def refuse_unknown(section: Mapping[str, Any], known: Iterable[str], prefix: str = "") -> None:

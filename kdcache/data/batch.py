@@ -7,15 +7,24 @@ was inferred can be written down (the manifest holds it) and compared.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from kdcache.data.leaves import Path, describe, leaf
-from kdcache.errors import DataError, UsageError, suggest
+from kdcache.data.masks import (
+    PREDICTED,
+    MaskSource,
+    batch_mask,
+    check_not_own_tokens,
+    describe_source,
+    is_mask_source,
+    output_path,
+    shifted_labels,
+)
+from kdcache.errors import DataError, UsageError
 
 _MODEL_INPUTS = frozenset(
     {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"}
@@ -33,7 +42,7 @@ class Selected:
     Attributes:
         args: positional model inputs.
         kwargs: model inputs by name.
-        labels: (B, ...) class numbers, or None.
+        labels: (B, ...) class numbers, one for each position of the logits, or None.
         mask: (B, ...) nonzero where a position counts, or None.
     """
 
@@ -71,21 +80,36 @@ class BatchMapping:
             the model every element of the batch (``model(*batch)``); None: inferred from the
             first batch, which may be (x, y), (x,), x, or a mapping with Hugging Face names.
         labels: path of the class labels; inferred together with the inputs.
-        mask: path of the mask over positions; an ``attention_mask`` among inferred inputs is
-            one where it has the shape of the model's positions.
+        mask: which positions count: one source, or several that all have to agree; see
+            :data:`kdcache.data.masks.MaskSource` (a path, ``labelled``, ``predicted:<path>``,
+            ``function:<class path>``, ``output:<path>``). An ``attention_mask`` among inferred
+            inputs is one where it has the shape of the model's positions.
+        causal: logits at position t predict token t + 1: labels, mask and segments, which are of
+            tokens, move to the positions that predict them. A position counts where its own token
+            and the next are real (of one segment, where there are segments); the last predicts
+            nothing. None: not so; but labels that repeat the input ids are refused.
+        segments: path of the numbers of packed sequences, (B, L); with ``causal`` only.
         class_dim: the class axis of the logits; 1 for (B, C, H, W).
+        num_classes: logits beyond this many classes are cut off, before any softmax: a vocabulary
+            that was padded to a round number. None: all of them are classes.
     """
 
     inputs: tuple[Path, ...] | Mapping[str, Path] | Literal["all"] | None = None
     labels: Path | None = None
-    mask: Path | None = None
+    mask: MaskSource | tuple[MaskSource, ...] | None = None
+    causal: bool | None = None
+    segments: Path | None = None
     class_dim: int = -1
+    num_classes: int | None = None
     mask_inferred: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         inputs: Any = self.inputs
+        mask: Any = self.mask
         if isinstance(inputs, list):
             object.__setattr__(self, "inputs", tuple(inputs))
+        if isinstance(mask, list):
+            object.__setattr__(self, "mask", tuple(mask))
         paths = tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs
         if inputs is None or inputs == "all":
             paths = ()
@@ -94,23 +118,61 @@ class BatchMapping:
                 f"batch.inputs is a list of paths, a mapping name -> path, or 'all', not "
                 f"{inputs!r}. For one input write [{inputs}]."
             )
-        for name in ("labels", "mask"):
+        for name in ("labels", "segments"):
             path = getattr(self, name)
             if path is not None and not _is_path(path):
                 raise UsageError(f"batch.{name} is one path, such as 1 or 'label', not {path!r}.")
+        self._check_masks()
         if type(self.class_dim) is not int or self.class_dim == 0:
             raise UsageError(
                 f"batch.class_dim is the class axis, such as -1 or 1, not {self.class_dim!r}."
             )
+        check_num_classes(self.num_classes)
+
+    def _check_masks(self) -> None:
+        if not _is_flag(self.causal):
+            raise UsageError(f"batch.causal is true or false, not {self.causal!r}.")
+        if not all(map(is_mask_source, self.masks)) or self.mask == ():
+            raise UsageError(
+                f"batch.mask is one path, 'labelled', 'predicted:<path>', 'function:<class path>', "
+                f"'output:<path>', or a list of these, not {self.mask!r}."
+            )
+        needs = [s for s in self.masks if isinstance(s, str) and s.startswith(PREDICTED)]
+        if self.segments is not None:
+            needs.append(f"batch.segments {self.segments!r}")
+        if needs and not self.causal:
+            raise UsageError(
+                f"{needs[0]} is of tokens that a causal model predicts. Set batch.causal: true."
+            )
+
+    @property
+    def masks(self) -> tuple[MaskSource, ...]:
+        """Where the mask comes from; empty where every position counts."""
+        if self.mask is None:
+            return ()
+        return self.mask if isinstance(self.mask, tuple) else (self.mask,)
+
+    @property
+    def output_mask(self) -> Path | None:
+        """Path of a mask in the model's output, where one is asked for."""
+        return output_path(self.masks)
 
     def resolve(self, batch: Any) -> BatchMapping:
         """The same mapping with inferred parts filled in from a batch.
 
         Raises:
-            DataError: the inputs cannot be told from the batch's structure.
+            DataError: the inputs cannot be told from the batch's structure; or labels repeat the
+                input ids, and ``causal`` is not said.
         """
-        if self.inputs is not None:
-            return self
+        mapping = self if self.inputs is not None else self._inferred(batch)
+        if mapping.causal is not None or mapping.labels is None:
+            return mapping
+        labels = leaf(batch, mapping.labels, "batch.labels")
+        inputs = [leaf(batch, path, _INPUTS) for path in mapping.input_paths() or ()]
+        is_told = [check_not_own_tokens(labels, value) for value in inputs]
+        return dataclasses.replace(mapping, causal=False) if all(is_told) else mapping
+
+    def _inferred(self, batch: Any) -> BatchMapping:
         if isinstance(batch, Tensor):
             return self._with((), None)
         if isinstance(batch, Mapping):
@@ -146,47 +208,77 @@ class BatchMapping:
             mask_inferred=has_mask,
         )
 
-    def fit_to(self, logits: Tensor, selected: Selected) -> tuple[BatchMapping, Tensor | None]:
+    def fit_to(
+        self, shape: Sequence[int], selected: Selected
+    ) -> tuple[BatchMapping, Tensor | None]:
         """The mapping without an inferred mask that has another shape than the positions.
+
+        Args:
+            shape: of the model's positions, (B, ...).
+            selected: of the same batch.
 
         Returns:
             The mapping for all later batches, and the mask of this one.
         """
         if not self.mask_inferred or selected.mask is None:
             return self, selected.mask
-        fits = selected.mask.shape == logits.shape[:-1]
+        fits = selected.mask.shape == tuple(shape)
         kept = dataclasses.replace(self, mask=self.mask if fits else None, mask_inferred=False)
         return kept, selected.mask if fits else None
 
     def select(self, batch: Any) -> Selected:
-        """Inputs, labels and mask of one batch (of a resolved mapping)."""
+        """Inputs, and the labels and mask of positions, of one batch (of a resolved mapping).
+
+        Raises:
+            DataError: a path leads nowhere; labels, masks or segments of the wrong kind.
+        """
+        args, kwargs = self._inputs(batch)
         labels = None if self.labels is None else leaf(batch, self.labels, "batch.labels")
-        mask = None if self.mask is None else leaf(batch, self.mask, "batch.mask")
-        if mask is not None and not isinstance(mask, Tensor):
-            raise DataError(f"batch.mask {self.mask!r} is {describe(mask)}, not a tensor.")
+        if self.causal and labels is not None:
+            labels = shifted_labels(labels)
+        segments = None if self.segments is None else leaf(batch, self.segments, "batch.segments")
+        ids = next((v for v in (*kwargs.values(), *args) if _is_tokens(v)), None)
+        attention = kwargs.get(_MASK)
+        is_real = isinstance(attention, Tensor) and attention.dim() == 2
+        mask = batch_mask(
+            self.masks,
+            batch,
+            labels,
+            causal=bool(self.causal),
+            real=attention if is_real else None,
+            segments=segments,
+            like=ids,
+        )
+        return Selected(args=args, kwargs=kwargs, labels=labels, mask=mask)
+
+    def _inputs(self, batch: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         if self.inputs == "all" and isinstance(batch, Mapping):
-            return Selected(kwargs=dict(batch), labels=labels, mask=mask)
+            return (), dict(batch)
         if self.inputs == "all":
-            args = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-            return Selected(args=args, labels=labels, mask=mask)
+            return tuple(batch) if isinstance(batch, tuple | list) else (batch,), {}
         if isinstance(self.inputs, Mapping):
-            kwargs = {name: leaf(batch, path, _INPUTS) for name, path in self.inputs.items()}
-            return Selected(kwargs=kwargs, labels=labels, mask=mask)
+            return (), {name: leaf(batch, path, _INPUTS) for name, path in self.inputs.items()}
         paths = self.inputs or ()
-        args = tuple(leaf(batch, path, _INPUTS) for path in paths) if paths else (batch,)
-        return Selected(args=args, labels=labels, mask=mask)
+        return tuple(leaf(batch, path, _INPUTS) for path in paths) if paths else (batch,), {}
 
     def input_paths(self) -> tuple[Path, ...] | None:
-        """Paths of the model inputs; None where the whole sample is the input."""
-        if isinstance(self.inputs, Mapping):
-            return tuple(self.inputs.values())
-        return self.inputs if isinstance(self.inputs, tuple) and self.inputs else None
+        """Paths of the model inputs, and of segments; None where the whole sample is the input."""
+        inputs = tuple(self.inputs.values()) if isinstance(self.inputs, Mapping) else self.inputs
+        if not isinstance(inputs, tuple) or not inputs:
+            return None
+        extra = () if self.segments is None or self.segments in inputs else (self.segments,)
+        return inputs + extra
 
     def describe(self) -> str:
-        """Stable text for the manifest."""
+        """Stable text for the manifest; what was not asked for is not mentioned."""
         inputs = self.inputs
         shown = dict(inputs) if isinstance(inputs, Mapping) else inputs
-        return f"inputs={shown} labels={self.labels} mask={self.mask} class_dim={self.class_dim}"
+        mask = " & ".join(map(describe_source, self.masks)) or None
+        text = f"inputs={shown} labels={self.labels} mask={mask} class_dim={self.class_dim}"
+        for name in ("causal", "segments", "num_classes"):
+            if getattr(self, name):
+                text += f" {name}={getattr(self, name)}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -196,11 +288,17 @@ class CallableMapping:
     Attributes:
         function: called with the batch.
         class_dim: the class axis of the logits.
+        num_classes: logits beyond this many classes are cut off; None: all are classes.
     """
 
     function: Callable[[Any], Selected]
     class_dim: int = -1
+    num_classes: int | None = None
     mask_inferred: ClassVar[bool] = False
+    output_mask: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        check_num_classes(self.num_classes)
 
     def resolve(self, batch: Any) -> CallableMapping:  # noqa: ARG002
         """Nothing to infer."""
@@ -208,7 +306,7 @@ class CallableMapping:
 
     def fit_to(
         self,
-        logits: Tensor,  # noqa: ARG002
+        shape: Sequence[int],  # noqa: ARG002
         selected: Selected,
     ) -> tuple[CallableMapping, Tensor | None]:
         """Nothing was inferred."""
@@ -228,7 +326,8 @@ class CallableMapping:
         """Stable text for the manifest."""
         function = self.function
         name = getattr(function, "__qualname__", type(function).__qualname__)
-        return f"{function.__module__}.{name} class_dim={self.class_dim}"
+        cut = f" num_classes={self.num_classes}" if self.num_classes else ""
+        return f"{function.__module__}.{name} class_dim={self.class_dim}{cut}"
 
 
 Mapped = BatchMapping | CallableMapping
@@ -238,45 +337,19 @@ def _is_path(path: object) -> bool:
     return isinstance(path, int | str) and not isinstance(path, bool)
 
 
-def parse_mapping(spec: object, side: Literal["teacher", "student"]) -> Mapped:
-    """The mapping of one side from an experiment file's ``batch:`` section.
-
-    Args:
-        spec: None; a mapping with the fields of :class:`BatchMapping`, or with ``teacher`` and
-            ``student``, each such a mapping; or the class path of a function.
-        side: whose mapping is wanted.
-    """
-    if isinstance(spec, BatchMapping | CallableMapping):
-        return spec
-    if spec is None:
-        return BatchMapping()
-    if isinstance(spec, str):
-        return CallableMapping(_import_function(spec))
-    if callable(spec):
-        return CallableMapping(spec)
-    if not isinstance(spec, Mapping):
-        raise UsageError(f"batch: is a mapping or a class path, not {spec!r}.")
-    if {"teacher", "student"} & spec.keys():
-        known = {"teacher", "student"}
-        unknown = next((name for name in spec if name not in known), None)
-        if unknown is not None:
-            raise UsageError(f"unknown key 'batch.{unknown}'. {suggest(unknown, known)}")
-        return parse_mapping(spec.get(side), side)
-    known = {"inputs", "labels", "mask", "class_dim"}
-    unknown = next((name for name in spec if name not in known), None)
-    if unknown is not None:
-        raise UsageError(f"unknown key 'batch.{unknown}'. {suggest(str(unknown), known)}")
-    if spec.get("inputs") in ([], (), {}):
-        raise UsageError("batch.inputs is empty. Name the model's inputs, or leave it out.")
-    return BatchMapping(**spec)
+def _is_flag(value: object) -> bool:
+    return value is None or isinstance(value, bool)
 
 
-def _import_function(path: str) -> Callable[[Any], Selected]:
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"batch: {path!r} cannot be imported ({error}).") from error
-    if not callable(found):
-        raise UsageError(f"batch: {path!r} is not callable.")
-    return found  # type: ignore[no-any-return]
+def _is_tokens(value: object) -> bool:
+    """Whether an input can be token ids, (B, L)."""
+    return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
+
+
+def check_num_classes(num_classes: int | None) -> None:
+    """Raise UsageError unless it is None or a number of classes."""
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
+        raise UsageError(
+            f"batch.num_classes is the number of classes that count, 2 or more, not "
+            f"{num_classes!r}."
+        )

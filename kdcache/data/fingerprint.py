@@ -20,6 +20,8 @@ from kdcache.data.leaves import Path, leaf
 from kdcache.errors import DataError
 
 ALGORITHM = "xxh3_64"
+TOKENS = "tokens:"
+"""Begins a source whose leaf is token ids: equal ids are equal, whatever holds them."""
 
 _NUMPY_FLOATS = frozenset({torch.float16, torch.float32, torch.float64})
 _NAMES = {
@@ -120,14 +122,44 @@ def _update(state: xxhash.xxh3_64, value: Any) -> None:
         )
 
 
+def token_ids(value: Any) -> np.ndarray[Any, Any]:
+    """Token ids as an (L,) int64 array: a list, array or tensor of any integer type.
+
+    Raises:
+        DataError: it is something else.
+    """
+    found, array = array_of(value), value
+    if found is not None:  # of an image, or a float type that NumPy has not, only bits are there
+        array = found[0] if found[1] == found[0].dtype.name else None
+    try:
+        ids = np.asarray(array)
+    except (ValueError, TypeError, RuntimeError):  # such as lists of uneven length
+        ids = np.empty((0, 0))
+    is_empty = ids.shape == (0,)  # no number says of which type it is
+    if ids.ndim != 1 or not (is_empty or ids.dtype.kind in "iu") or _is_too_large(ids):
+        shape = f" of {ids.dtype} and shape {ids.shape}" if isinstance(array, np.ndarray) else ""
+        raise DataError(
+            f"a {type(value).__name__}{shape} is no token ids: a flat list, array or tensor of "
+            "whole numbers is. Name another leaf (dump.fingerprint: tokens:<path>), or "
+            "fingerprint the inputs as they are."
+        )
+    return ids.astype(np.int64)
+
+
+def _is_too_large(ids: np.ndarray[Any, Any]) -> bool:
+    """Whether an id does not fit into int64."""
+    return ids.dtype == np.uint64 and bool((ids > np.uint64(np.iinfo(np.int64).max)).any())
+
+
 @dataclass(frozen=True)
 class FingerprintSource:
     """Which part of ``dataset[i]`` is fingerprinted.
 
     Attributes:
-        name: ``inputs`` (the leaves at ``paths``), ``sample`` (all of it), ``field:<path>``, or the
-            class path of ``function``.
-        paths: leaves of the sample, where the source is ``inputs`` or a field.
+        name: ``inputs`` (the leaves at ``paths``), ``sample`` (all of it), ``field:<path>``,
+            ``tokens:<path>`` (token ids, in any integer type and container; ``tokens:`` alone
+            where a sample is nothing but its ids), or the class path of ``function``.
+        paths: leaves of the sample, where the source is ``inputs``, a field or tokens.
         function: from a sample to what is fingerprinted, where the user has chosen one.
     """
 
@@ -135,13 +167,20 @@ class FingerprintSource:
     paths: tuple[Path, ...] = ()
     function: Callable[[Any], Any] | None = None
 
+    @classmethod
+    def of_tokens(cls, name: str) -> FingerprintSource:
+        """The source that ``tokens:<path>`` names."""
+        path = name.removeprefix(TOKENS)
+        return cls(name=name, paths=(path,) if path else ())
+
     def content(self, sample: Any) -> Any:
         """What is fingerprinted of a sample."""
         if self.function is not None:
             return self.function(sample)
         if not self.paths:
-            return sample
-        return [leaf(sample, path, "fingerprinted path") for path in self.paths]
+            return token_ids(sample) if self.name == TOKENS else sample
+        found = [leaf(sample, path, "fingerprinted path") for path in self.paths]
+        return token_ids(found[0]) if self.name.startswith(TOKENS) else found
 
     def __call__(self, sample: Any) -> int:
         """The sample's fingerprint."""

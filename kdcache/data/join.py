@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from kdcache.codecs import Codec, stored_codec
 from kdcache.columns import FINGERPRINT, KEY, NUM_POSITIONS, Array
 from kdcache.data import sources
-from kdcache.data.batch import Mapped, parse_mapping
+from kdcache.data.batch import Mapped
+from kdcache.data.batch_section import parse_mapping
 from kdcache.data.collation import check_collate
-from kdcache.data.fingerprint import ALGORITHM, FingerprintSource
+from kdcache.data.fingerprint import ALGORITHM, TOKENS, FingerprintSource
 from kdcache.data.keys import CONTENT, FIELD, INDEX, KeyIndex, field_key
 from kdcache.data.labels import check_labels, per_row
 from kdcache.data.mismatch import mismatch_error, missing_error
@@ -210,8 +211,10 @@ class Join(ABC):
             few = slice(_COLLATED)
             check_collate(joined.indices[few], joined.samples[few], self.user_collate, mapping)
             self._collated = len(joined.samples[few])
-        # An inferred mask may be no mask of positions: only a model's output tells.
-        if selected.mask is not None and not mapping.mask_inferred:
+        # An inferred mask may be no mask of positions, and a model may add one of its own: only
+        # its output tells.
+        is_final = not mapping.mask_inferred and mapping.output_mask is None
+        if selected.mask is not None and is_final:
             _check_mask(selected.mask, targets.num_positions, joined.indices)
         return JoinedBatch(batch, targets)
 
@@ -328,7 +331,7 @@ def stored_source(
     name, paths = stored.get("source"), stored.get("paths", [])
     if stored.get("algorithm") != ALGORITHM or not isinstance(paths, list):
         raise CacheCorruptedError(f"the manifest's fingerprint {dict(stored)!r} is not known here.")
-    if name in ("inputs", "sample") or str(name).startswith(FIELD):
+    if name in ("inputs", "sample") or str(name).startswith((FIELD, TOKENS)):
         return FingerprintSource(name=str(name), paths=tuple(paths))
     if function is None:
         raise UsageError(

@@ -82,14 +82,14 @@ def label_problem(labels: Any, shape: Sequence[int]) -> str:
     return text
 
 
-def check_class_axis(labels: Any, logits: Tensor) -> None:
+def check_class_axis(labels: Any, logits_shape: Sequence[int]) -> None:
     """Raise DataError for logits whose class axis cannot be the last one, or that have one class.
 
     Args:
         labels: of the batch, of any kind.
-        logits: (B, ..., C), the class axis moved to the end.
+        logits_shape: (B, ..., C), the class axis moved to the end.
     """
-    shape = tuple(logits.shape)
+    shape = tuple(logits_shape)
     if shape[-1] == 1:
         raise DataError(
             f"the model gave logits {shape}, of one class. A head with one logit, or one sigmoid "

@@ -87,11 +87,16 @@ def _from(data: Any, names: Sequence[str]) -> Any:
     return None
 
 
-def class_names(data: Any, dataset: Any) -> tuple[str, ...]:
-    """Names of the classes in order: ``class_names`` or ``classes`` of the data or its dataset."""
+def innermost(dataset: Any) -> Any:
+    """The dataset that a Subset, perhaps of a Subset, is of."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    for holder in (data, dataset):
+    return dataset
+
+
+def class_names(data: Any, dataset: Any) -> tuple[str, ...]:
+    """Names of the classes in order: ``class_names`` or ``classes`` of the data or its dataset."""
+    for holder in (data, innermost(dataset)):
         for name in ("class_names", "classes"):
             found = getattr(holder, name, None)
             if isinstance(found, Sequence) and not isinstance(found, str) and len(found):
@@ -138,6 +143,25 @@ def worker_options(loader: Loader) -> dict[str, Any]:
     return options
 
 
+def loader_options(loader: Loader, *, is_stream: bool) -> dict[str, Any]:
+    """Arguments for a DataLoader like the user's: batch size, sampler, workers and all others.
+
+    Args:
+        loader: the user's.
+        is_stream: whether the arguments are for a stream, which no sampler asks for samples.
+    """
+    options = {**worker_options(loader), "in_order": loader.in_order}
+    if is_stream:
+        return options | {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    if loader.batch_size is None:
+        return options | {"batch_sampler": loader.batch_sampler}
+    return options | {
+        "batch_size": loader.batch_size,
+        "sampler": loader.sampler,
+        "drop_last": loader.drop_last,
+    }
+
+
 def with_dataset(
     loader: Loader, dataset: Dataset[Any], collate_fn: Callable[[Any], Any]
 ) -> DataLoader[Any]:
@@ -145,17 +169,7 @@ def with_dataset(
 
     Batch size, sampler or batch sampler, workers and all other settings are kept.
     """
-    options = {**worker_options(loader), "in_order": loader.in_order}
-    if isinstance(dataset, IterableDataset):
-        options |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
-    elif loader.batch_size is None:
-        options["batch_sampler"] = loader.batch_sampler
-    else:
-        options |= {
-            "batch_size": loader.batch_size,
-            "sampler": loader.sampler,
-            "drop_last": loader.drop_last,
-        }
+    options = loader_options(loader, is_stream=isinstance(dataset, IterableDataset))
     return DataLoader(dataset, collate_fn=collate_fn, **options)
 
 

@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader
 
 from kdcache.codecs import Codec, DenseCodec
 from kdcache.data import sources
-from kdcache.data.batch import Mapped, parse_mapping
+from kdcache.data.batch import Mapped
+from kdcache.data.batch_section import parse_mapping
+from kdcache.data.vocabulary import own_vocabulary
 from kdcache.dump.launch import run_on_devices
 from kdcache.dump.loop import DumpJob, run
 from kdcache.dump.preemption import Preemption
@@ -66,10 +68,12 @@ def dump_teacher(
         codec: how logits are stored; ``DenseCodec()`` (float16 and offset) if None.
         batch: which leaves of a batch are inputs, labels and mask, and ``class_dim``; a mapping
             as in the experiment file's ``batch:``, or None where it can be inferred.
-        class_names: in class order; compared with the student's before training.
+        class_names: in class order; compared with the student's before training. So is the
+            vocabulary of a ``tokenizer`` that the data, its dataset or collate function has.
         key: ``index``, ``content`` or ``field:<path>``: what joins samples and targets.
-        fingerprint: ``inputs``, ``sample``, ``field:<path>`` (raw bytes, token ids), or a function
-            from a sample to what counts as seen.
+        fingerprint: ``inputs``, ``sample``, ``field:<path>`` (such as raw bytes),
+            ``tokens:<path>`` (token ids, alike as list, array or tensor of any integer type), or
+            a function from a sample to what counts as seen.
         samples_per_shard: unit of work and loss; chosen from size and count if None.
         pilot: measure a few samples before the first shard: what the codec costs, and how far
             targets depend on the batch. The numbers stand in the cache.
@@ -104,6 +108,7 @@ def dump_teacher(
         codec=codec or DenseCodec(),
         mapping=parse_mapping(batch, "teacher"),
         class_names=tuple(class_names),
+        vocabulary=own_vocabulary(data),
         key=key,
         fingerprint=fingerprint,
         samples_per_shard=samples_per_shard,

@@ -6,10 +6,8 @@ Distances are between what a student's loss would compare at temperature 1; see
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,18 +33,6 @@ def row_blocks(logits: Tensor, targets: SoftTargets) -> Iterator[slice]:
         size = max(1, len(logits))
     for start in range(0, len(logits), size):
         yield slice(start, start + size)
-
-
-def rows_of(targets: SoftTargets, rows: slice) -> SoftTargets:
-    """The targets of a block."""
-    if not isinstance(targets, DenseTargets | TopKTargets):
-        return targets
-    parts: dict[str, Any] = {
-        item.name: value[rows]
-        for item in dataclasses.fields(targets)
-        if item.name != "num_positions" and isinstance(value := getattr(targets, item.name), Tensor)
-    }
-    return dataclasses.replace(targets, **parts)
 
 
 def clamped(logits: Tensor) -> Tensor:

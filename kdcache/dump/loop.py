@@ -41,6 +41,7 @@ class DumpJob:
     codec: Codec = field(default_factory=DenseCodec)
     mapping: Mapped = field(default_factory=BatchMapping)
     class_names: Sequence[str] = ()
+    vocabulary: str = ""
     key: str = INDEX
     fingerprint: str | Callable[[Any], Any] = "inputs"
     samples_per_shard: int | None = None
@@ -159,7 +160,7 @@ def as_this_job(job: DumpJob, found: Manifest) -> Manifest:
         fingerprint=source.to_json(),
         identity={
             **found.identity,
-            **data.identity(source, _class_names(job, split)),
+            **data.identity(source, _class_names(job, split), job.vocabulary),
             "batch": batch,
             "precision": job.precision,
         },
@@ -188,6 +189,7 @@ def _dump_split(
             forward=forward,
             codec=job.codec,
             class_names=_class_names(job, split),
+            vocabulary=job.vocabulary,
             key=job.key,
             fingerprinted=job.fingerprint,
             samples_per_shard=job.samples_per_shard,

@@ -82,6 +82,7 @@ def plan_split(
     forward: TeacherForward,
     codec: Codec,
     class_names: Sequence[str],
+    vocabulary: str,
     key: str,
     fingerprinted: str | Callable[[Any], Any],
     samples_per_shard: int | None,
@@ -128,7 +129,7 @@ def plan_split(
         key=key,
         fingerprint=source.to_json(),
         identity={
-            **data.identity(source, class_names),
+            **data.identity(source, class_names, vocabulary),
             "teacher.class": class_path(forward.module),
             "teacher.weights": weights,
             "batch": mapping.describe(),

@@ -19,19 +19,13 @@ from kdcache.columns import FINGERPRINT, NUM_ENTRIES, NUM_POSITIONS, Array
 from kdcache.data import sources
 from kdcache.data.join import stored_source
 from kdcache.dump.encoding import EncodedBatch, check_rows, check_valid, encode
-from kdcache.dump.fidelity import (
-    distributions,
-    kl_divergence,
-    row_blocks,
-    rows_of,
-    stored_distribution,
-)
+from kdcache.dump.fidelity import distributions, kl_divergence, row_blocks, stored_distribution
 from kdcache.dump.keyed import KeyedBatch, KeyedDataset, keyed_loader, shard_batches
 from kdcache.dump.loop import DumpJob, as_this_job
 from kdcache.dump.teacher import TeacherForward, class_path, weights_digest
 from kdcache.errors import AlignmentError, FingerprintMismatchError, UsageError
 from kdcache.store import Manifest, View, differences, open_cache
-from kdcache.targets import SoftTargets
+from kdcache.targets import SoftTargets, rows_of
 
 TOLERANCE_NATS = 1e-3
 """Mean drift that is still the same teacher.

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
-from kdcache.data.fingerprint import FingerprintSource, fingerprint
+from kdcache.data.fingerprint import TOKENS, FingerprintSource, fingerprint
 from kdcache.data.keys import FIELD
 from kdcache.data.references import NUM_REFERENCES, describe
+from kdcache.data.vocabulary import IDENTITY, find_vocabulary
 from kdcache.dump.teacher import class_path
 from kdcache.errors import DataError, UsageError, suggest
 from kdcache.store import UNKNOWN_LENGTH
@@ -110,8 +111,17 @@ class SplitData:
             part = numbers[at : at + self.batch_size]
             yield part, sources.fetch(dataset, part)
 
-    def identity(self, source: FingerprintSource, class_names: Sequence[str]) -> dict[str, str]:
-        """Named hashes of the data, for the manifest."""
+    def identity(
+        self, source: FingerprintSource, class_names: Sequence[str], vocabulary: str
+    ) -> dict[str, str]:
+        """Named hashes of the data, for the manifest.
+
+        Args:
+            source: what is fingerprinted.
+            class_names: in class order, where they are known.
+            vocabulary: the tokenizer's digest; empty: that of the loader's own, if it has one.
+        """
+        vocabulary = vocabulary or find_vocabulary(None, self.loader)
         contents = [source.content(sample) for sample in self.probed]
         return {
             "dataset.class": class_path(self.loader.dataset),
@@ -119,6 +129,7 @@ class SplitData:
             "dataset.transform": described(getattr(self.loader.dataset, "transform", None)),
             "collate": class_path(self.loader.collate_fn),
             "class_names": f"xxh3:{xxhash.xxh3_64_hexdigest(chr(0).join(class_names).encode())}",
+            **({IDENTITY: vocabulary} if vocabulary else {}),
         }
 
     def references(self, source: FingerprintSource) -> tuple[Mapping[str, Any], ...]:
@@ -139,8 +150,8 @@ def choose_source(
     """What is fingerprinted: the model's input leaves where the sample has them, or all of it.
 
     Args:
-        wanted: ``inputs``, ``sample``, ``field:<path>``, or a function from a sample to what
-            counts.
+        wanted: ``inputs``, ``sample``, ``field:<path>``, ``tokens:<path>``, or a function from a
+            sample to what counts.
         mapping: resolved.
         sample: one sample, before collation.
         batch: a batch, after it.
@@ -151,8 +162,12 @@ def choose_source(
         source = FingerprintSource(name=wanted, paths=(wanted.removeprefix(FIELD),))
         source(sample)  # a path that leads nowhere is said now
         return source
+    if wanted.startswith(TOKENS):
+        source = FingerprintSource.of_tokens(wanted)
+        source(sample)
+        return source
     if wanted not in ("inputs", "sample"):
-        known = ["inputs", "sample", f"{FIELD}<path>"]
+        known = ["inputs", "sample", f"{FIELD}<path>", f"{TOKENS}<path>"]
         raise UsageError(f"fingerprint: {wanted!r} is none. {suggest(wanted, known)}")
     paths = mapping.input_paths() if wanted == "inputs" else None
     source = FingerprintSource(name="inputs", paths=paths) if paths else FingerprintSource()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from kdcache.data.labels import MAX_NATS
-from kdcache.dump.fidelity import FLOOR, fidelity, row_blocks, rows_of
+from kdcache.dump.fidelity import FLOOR, fidelity, row_blocks
 from kdcache.losses.labels import IGNORE_INDEX
-from kdcache.targets import SoftTargets
+from kdcache.targets import SoftTargets, rows_of
 
 NAMES = (
     "positions",

@@ -7,7 +7,6 @@ under a distributed wrapper raises and there is nothing to synchronise.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 from typing import Any
 
@@ -119,7 +118,7 @@ class TeacherForward:
         with self._fabric.autocast():
             output = forward(self._run, self.mapping, batch)
         self.mapping = output.mapping
-        return dataclasses.replace(output, logits=output.logits.float())
+        return output.widened()
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self._converts:  # inputs, too: a module of bfloat16 takes no float32

@@ -1,12 +1,35 @@
 """Losses: divergences on dense and sparse targets, and the objective that weighs them.
 
 Torch only. Each loss is a function of flat logits (P, C) that returns a sum and a count, so it
-serves a plain PyTorch loop as well; where targets come from is not known here.
+serves a plain PyTorch loop as well; where targets come from is not known here. ``fused_losses``
+computes several of them at once, with their gradient, for vocabularies.
 """
 
+from kdcache.losses.evaluation import Evaluation, StepCounts
+from kdcache.losses.fused import fused_losses
 from kdcache.losses.labels import student_loss
 from kdcache.losses.loss_sum import LossSum
 from kdcache.losses.objective import Objective
-from kdcache.losses.target_losses import cos_embed_loss, kd_loss, mse_logits
+from kdcache.losses.target_losses import (
+    cos_embed_loss,
+    jensen_shannon,
+    kd_loss,
+    mse_logits,
+    reverse_kl,
+    total_variation,
+)
 
-__all__ = ["LossSum", "Objective", "cos_embed_loss", "kd_loss", "mse_logits", "student_loss"]
+__all__ = [
+    "Evaluation",
+    "LossSum",
+    "Objective",
+    "StepCounts",
+    "cos_embed_loss",
+    "fused_losses",
+    "jensen_shannon",
+    "kd_loss",
+    "mse_logits",
+    "reverse_kl",
+    "student_loss",
+    "total_variation",
+]

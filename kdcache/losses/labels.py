@@ -6,12 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcache.errors import DataError
+from kdcache.errors import DataError, UsageError
 from kdcache.losses.loss_sum import LossSum
 from kdcache.losses.precision import autocast_off, widen
 
 IGNORE_INDEX = -100
 """The label of a position without one: PyTorch's own default."""
+
+
+STUDENT_LOSS = "student_loss"
+"""The name of this loss among the coefficients."""
 
 
 def student_loss(
@@ -31,10 +35,33 @@ def student_loss(
         DataError: labels of another shape or type, or (read on the CPU only, since a look at a
             CUDA tensor would wait for the device: collation checks it before) out of range.
     """
-    if student_logits.dim() != 2 or labels.shape != student_logits.shape[:1]:
+    labels = usable_labels(labels, student_logits.shape, ignore_index)
+    with autocast_off(student_logits):
+        total = F.cross_entropy(
+            widen(student_logits), labels, ignore_index=ignore_index, reduction="sum"
+        )
+    return LossSum(sum=total, count=(labels != ignore_index).sum())
+
+
+def usable_labels(
+    labels: Tensor,
+    shape: torch.Size,
+    ignore_index: int = IGNORE_INDEX,
+    num_positions: int | None = None,
+) -> Tensor:
+    """The labels as int64; DataError where cross entropy cannot take them.
+
+    Args:
+        labels: (P,) integer class numbers, or ``ignore_index``.
+        shape: of the student's logits, (rows, C).
+        ignore_index: the label of positions that have none.
+        num_positions: how many of the rows are valid positions; None: all.
+    """
+    positions = shape[:1] if num_positions is None else (num_positions,)
+    if len(shape) != 2 or labels.shape != positions:
         raise DataError(
             f"cross entropy takes logits (P, C) and one label for each position, not logits "
-            f"{tuple(student_logits.shape)} with labels {tuple(labels.shape)}. Name other labels "
+            f"{(*positions, *shape[1:])} with labels {tuple(labels.shape)}. Name other labels "
             "(batch.labels), or apply the mask to both."
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
@@ -44,12 +71,18 @@ def student_loss(
         )
     labels = labels.long()
     if labels.device.type == "cpu":
-        check_labels(labels, student_logits.shape[-1], ignore_index)
-    with autocast_off(student_logits):
-        total = F.cross_entropy(
-            widen(student_logits), labels, ignore_index=ignore_index, reduction="sum"
-        )
-    return LossSum(sum=total, count=(labels != ignore_index).sum())
+        check_labels(labels, shape[-1], ignore_index)
+    return labels
+
+
+def no_labels(problem: str = "") -> UsageError:
+    """The error for cross entropy where there are no labels, or none that can be used."""
+    unusable = f"those of the batch cannot be used: {problem}"
+    return UsageError(
+        f"the loss {STUDENT_LOSS!r} needs labels, and "
+        f"{unusable if problem else 'the batch has none'}. Say where they are (batch.labels), "
+        "return a student_loss from the student, or drop its coefficient."
+    )
 
 
 def check_labels(labels: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:

@@ -34,5 +34,9 @@ class LossSum:
         """Scalar: mean over the positions; 0, still with its graph, where there is none."""
         return self.sum / self.count.clamp(min=1)
 
+    def detach(self) -> LossSum:
+        """The same without a graph."""
+        return LossSum(sum=self.sum.detach(), count=self.count)
+
     def __add__(self, other: LossSum) -> LossSum:
         return LossSum(sum=self.sum + other.sum, count=self.count + other.count)

@@ -6,6 +6,7 @@ path), or *deferred*: to be returned by the student. No name is ever ignored or 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
@@ -16,17 +17,19 @@ import torch
 from torch import Tensor
 
 from kdcache.errors import UsageError, suggest
-from kdcache.losses.labels import IGNORE_INDEX, student_loss
+from kdcache.losses.evaluation import Evaluation, StepCounts, share
+from kdcache.losses.fused import FUSED, fused_losses
+from kdcache.losses.labels import IGNORE_INDEX, STUDENT_LOSS, no_labels
 from kdcache.losses.loss_sum import LossSum
 from kdcache.losses.own_loss import LossFunction, check_result, import_loss
 from kdcache.losses.precision import autocast_off, widen
-from kdcache.losses.target_losses import TARGET_LOSSES, check_temperature_value
+from kdcache.losses.target_losses import TARGET_LOSSES, check_temperature_value, no_targets
+from kdcache.outputs import DeferredLogits
 from kdcache.targets import SoftTargets
 
 if TYPE_CHECKING:
     from kdcache.codecs import Codec
 
-STUDENT_LOSS = "student_loss"
 BUILT_IN = frozenset({*TARGET_LOSSES, STUDENT_LOSS})
 
 
@@ -79,75 +82,112 @@ class Objective:
         if any(loss.temperature_exponent for loss in used):
             codec.check_temperature(self.temperature)
 
-    def terms(
+    def evaluate(
         self,
-        student_logits: Tensor,
+        student: Tensor | DeferredLogits,
         targets: SoftTargets | None = None,
         labels: Tensor | None = None,
         student_losses: Mapping[str, Tensor | float] | None = None,
         *,
+        rows: Tensor | None = None,
+        counts: StepCounts | None = None,
         label_problem: str = "",
-    ) -> dict[str, LossSum]:
-        """Every loss of one batch, unweighted.
+    ) -> Evaluation:
+        """The scalar to minimise on one batch, and every loss of it.
+
+        Each loss is divided by what the whole optimiser step counts, so that the totals of its
+        batches add up to the objective of all of them as one batch. (A loss of your own is its
+        mean times this batch's share of the positions: the same, where it counts positions.)
+
+        ``mse_logits``, ``cos_embed_loss`` and losses of your own are computed on the logits of
+        all positions at once; the others as :func:`kdcache.losses.fused_losses` does.
 
         Args:
-            student_logits: (P, C), raw, flat over valid positions.
-            targets: soft targets of the same positions; None only where ``needs_targets`` is not.
+            student: raw logits (R, C), or hidden states (R, D) and their output layer.
+            targets: soft targets of the P valid positions; None only where ``needs_targets`` is
+                not.
             labels: (P,) class numbers, for the built-in ``student_loss``.
             student_losses: what the student returned: name -> scalar tensor or number. Each
                 counts once a batch; those without a coefficient are there to be logged.
+            rows: (P,) int64, which rows of ``student`` are valid positions; None: all.
+            counts: of the optimiser step that this batch is a part of; None: it is all of it.
             label_problem: where ``labels`` are None although the batch has some: what they are.
 
         Raises:
             UsageError: a loss that nobody computes, or that both sides do; or no labels, no
-                targets, no scalar where one is needed.
+                targets, no count, no scalar where one is needed.
             DataError, UnsupportedTargetsError: see :func:`kdcache.losses.kd_loss`.
         """
         returned = student_losses or {}
         self._check_names(returned)
-        terms = {
-            name: _returned_term(name, value, student_logits) for name, value in returned.items()
-        }
-        for name in self._target_names():
-            terms[name] = self._target_term(name, student_logits, targets)
+        names = self._target_names()
+        if names and targets is None:
+            raise no_targets(names[0])
         if self.losses.get(STUDENT_LOSS) and STUDENT_LOSS not in returned:
             if labels is None:
-                unusable = f"those of the batch cannot be used: {label_problem}"
-                raise UsageError(
-                    "the loss 'student_loss' needs labels, and "
-                    f"{unusable if label_problem else 'the batch has none'}. Say where they are "
-                    "(batch.labels), return a student_loss from the student, or drop its "
-                    "coefficient."
-                )
-            terms[STUDENT_LOSS] = student_loss(student_logits, labels, self.ignore_index)
-        return terms
+                raise no_labels(label_problem)
+            names.append(STUDENT_LOSS)
+        else:
+            labels = None
+        batch = _Batch(student=student, targets=targets, labels=labels, rows=rows)
+        counts = counts or batch.counts(self.ignore_index)
+        terms = {name: _returned_term(name, returned[name], student.device) for name in returned}
+        parts = [
+            share(coefficient, counts.batches) * terms[name].sum
+            for name, coefficient in self.losses.items()
+            if coefficient and name in returned
+        ]
+        for part, found in (
+            self._fused_part(batch, counts, [name for name in names if name in FUSED]),
+            self._plain_part(batch, counts, [name for name in names if name not in FUSED]),
+        ):
+            parts.extend(part)
+            terms.update(found)
+        first, *others = parts
+        return Evaluation(
+            total=sum(others, start=first),
+            terms={name: term.detach() for name, term in terms.items()},
+        )
 
-    def total(self, terms: Mapping[str, LossSum]) -> Tensor:
-        """The scalar to minimise: the terms' means, weighted with the coefficients.
+    def _fused_part(
+        self, batch: _Batch, counts: StepCounts, names: list[str]
+    ) -> tuple[list[Tensor], dict[str, LossSum]]:
+        if not names:
+            return [], {}
+        weights = {name: share(self.losses[name], counts.of(name)) for name in names}
+        total, terms = fused_losses(
+            batch.student,
+            batch.targets,
+            batch.labels,
+            weights=weights,
+            temperature=self.temperature,
+            rows=batch.rows,
+            ignore_index=self.ignore_index,
+        )
+        return [total], terms
 
-        Args:
-            terms: from ``terms``, or added up over a window of batches.
-        """
-        first, *others = (c * terms[name].mean() for name, c in self.losses.items() if c)
-        return sum(others, start=first)
+    def _plain_part(
+        self, batch: _Batch, counts: StepCounts, names: list[str]
+    ) -> tuple[list[Tensor], dict[str, LossSum]]:
+        if not names or batch.targets is None:
+            return [], {}
+        logits = batch.logits()
+        parts, terms = [], {}
+        for name in names:
+            weight = share(self.losses[name], counts.positions)
+            if name in TARGET_LOSSES:
+                terms[name] = TARGET_LOSSES[name](logits, batch.targets, self.temperature)
+                parts.append(weight * terms[name].sum)
+                continue
+            with autocast_off(logits):
+                result = self._own[name](widen(logits), batch.targets, self.temperature)
+            terms[name] = check_result(name, result)
+            parts.append(weight * batch.num_positions * terms[name].mean())
+        return parts, terms
 
     def _target_names(self) -> list[str]:
         known = TARGET_LOSSES.keys() | self._own.keys()
         return [name for name, coefficient in self.losses.items() if coefficient and name in known]
-
-    def _target_term(
-        self, name: str, student_logits: Tensor, targets: SoftTargets | None
-    ) -> LossSum:
-        if targets is None:
-            raise UsageError(
-                f"the loss {name!r} needs soft targets, and the batch has none. Train on batches "
-                "joined with a teacher cache, or drop its coefficient."
-            )
-        if name in TARGET_LOSSES:
-            return TARGET_LOSSES[name](student_logits, targets, self.temperature)
-        with autocast_off(student_logits):
-            result = self._own[name](widen(student_logits), targets, self.temperature)
-        return check_result(name, result)
 
     def _check_names(self, returned: Mapping[str, object]) -> None:
         for name in returned:
@@ -163,6 +203,32 @@ class Objective:
                     f"nobody computes the loss {name!r}: it is not built in, and the student did "
                     f"not return it. {suggest(name, BUILT_IN | returned.keys())}"
                 )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Batch:
+    """The arguments of ``evaluate``; labels only where they are used."""
+
+    student: Tensor | DeferredLogits
+    targets: SoftTargets | None
+    labels: Tensor | None
+    rows: Tensor | None
+
+    @property
+    def num_positions(self) -> int:
+        return self.student.shape[0] if self.rows is None else len(self.rows)
+
+    def counts(self, ignore_index: int) -> StepCounts:
+        """Of a step that is this batch alone."""
+        labelled = None if self.labels is None else (self.labels != ignore_index).sum()
+        return StepCounts(positions=self.num_positions, labelled=labelled, batches=1)
+
+    def logits(self) -> Tensor:
+        """(P, C): of the valid positions, all at once."""
+        student, rows = self.student, slice(None) if self.rows is None else self.rows
+        if isinstance(student, DeferredLogits):
+            return dataclasses.replace(student, hidden=student.hidden[rows]).logits()
+        return student[rows]
 
 
 def _check_coefficients(losses: object) -> None:
@@ -188,13 +254,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _returned_term(name: str, value: object, student_logits: Tensor) -> LossSum:
+def _returned_term(name: str, value: object, device: torch.device) -> LossSum:
     """A loss that the student returned: already a mean, so it counts once."""
     if isinstance(value, Tensor) and value.dim() == 0:
         # Half precision would round a window's sum; the student's own graph is kept.
         scalar = value if value.dtype == torch.float64 else value.float()
     elif _is_number(value):
-        scalar = torch.full((), float(value), device=student_logits.device)  # type: ignore[arg-type]
+        scalar = torch.full((), float(value), device=device)  # type: ignore[arg-type]
     else:
         shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
         raise UsageError(

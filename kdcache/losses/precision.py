@@ -17,12 +17,17 @@ def widen(logits: Tensor) -> Tensor:
     Raises:
         DataError: the numbers are not floating-point, so no gradient can reach the student.
     """
+    check_floating(logits)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def check_floating(logits: Tensor) -> None:
+    """Raise DataError for numbers that are not floating-point."""
     if not logits.is_floating_point():
         raise DataError(
             f"the student's logits are {logits.dtype}, through which no gradient flows. Return "
             "the scores of the classes, not the predicted class."
         )
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def autocast_off(logits: Tensor) -> torch.autocast:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kdcache.errors import DataError, UnsupportedTargetsError, UsageError
-from kdcache.losses.divergences import bucket_kl, dense_kl
+from kdcache.losses.divergences import DIVERGENCES, Divergence, over_buckets, over_classes
 from kdcache.losses.logit_distances import cosine_distance, squared_error
 from kdcache.losses.loss_sum import LossSum
 from kdcache.losses.precision import autocast_off, widen
@@ -52,12 +53,30 @@ class TargetLoss:
             UnsupportedTargetsError: this loss is not defined on such targets, or not at this T.
             UsageError: T is not a positive number.
         """
-        measure = self._measure(targets)
-        check_temperature_value(temperature)
-        _check_shape(student_logits, targets)
+        measure = self.check(student_logits.shape, targets, temperature)
         with autocast_off(student_logits):
             values = measure(widen(student_logits), targets, temperature)
             return LossSum.over(values * temperature**self.temperature_exponent)
+
+    def check(
+        self,
+        shape: torch.Size,
+        targets: SoftTargets,
+        temperature: float,
+        num_positions: int | None = None,
+    ) -> Measure:
+        """How such targets are measured; an error where they cannot be, as for a call.
+
+        Args:
+            shape: of the student's logits, (rows, C).
+            targets: P positions of C classes.
+            temperature: T.
+            num_positions: how many of the rows are valid positions; None: all.
+        """
+        measure = self._measure(targets)
+        check_temperature_value(temperature)
+        _check_shape(shape, targets, num_positions)
+        return measure
 
     def takes(self, targets: SoftTargets) -> bool:
         """Whether the loss is defined on targets of this kind."""
@@ -69,12 +88,20 @@ class TargetLoss:
                 return measure
         given = type(targets).__name__
         able = [name for name, loss in TARGET_LOSSES.items() if loss.takes(targets)]
-        remedy = f"use {' or '.join(able)}, which takes them, or " if able else ""
+        remedy = f"use one that is defined on them ({', '.join(able)}), or " if able else ""
         raise UnsupportedTargetsError(
             f"{self.name} cannot be computed on {given}, only on "
             f"{' and '.join(kind.__name__ for kind in self.measures)}: {remedy}dump again with "
             "targets.codec: dense."
         )
+
+
+def no_targets(name: str) -> UsageError:
+    """The error for a loss that needs soft targets where there are none."""
+    return UsageError(
+        f"the loss {name!r} needs soft targets, and the batch has none. Train on batches joined "
+        "with a teacher cache, or drop its coefficient."
+    )
 
 
 def check_temperature_value(temperature: float) -> None:
@@ -84,19 +111,21 @@ def check_temperature_value(temperature: float) -> None:
         raise UsageError(f"the temperature is a positive number, not {temperature!r}.")
 
 
-def _check_shape(student_logits: Tensor, targets: SoftTargets) -> None:
-    if student_logits.dim() != 2:
+def _check_shape(shape: torch.Size, targets: SoftTargets, num_positions: int | None) -> None:
+    if len(shape) != 2:
         raise DataError(
             f"losses take the student's logits flat over valid positions, (P, C), not of shape "
-            f"{tuple(student_logits.shape)}. kdcache.outputs.flatten_positions flattens them."
+            f"{tuple(shape)}. kdcache.outputs.flatten_positions flattens them."
         )
-    positions, classes = student_logits.shape
+    rows, classes = shape
+    positions = rows if num_positions is None else num_positions
     if classes != targets.num_classes:
         raise DataError(
             f"the student has {classes} classes, the teacher's targets {targets.num_classes}. "
             "Softmax over other classes is another distribution. If one of them pads its "
-            f"vocabulary, slice it: logits[..., :{min(classes, targets.num_classes)}]; if the "
-            "class axis is another one, say batch.class_dim."
+            f"vocabulary, cut it off (batch.num_classes: {min(classes, targets.num_classes)}; at "
+            "the dump too, if it is the teacher); if the class axis is another one, say "
+            "batch.class_dim."
         )
     # Not num_positions.sum(): reading it would wait for the device.
     stored = {
@@ -112,23 +141,28 @@ def _check_shape(student_logits: Tensor, targets: SoftTargets) -> None:
         )
 
 
-TARGET_LOSSES: Mapping[str, TargetLoss] = {
-    loss.name: loss
-    for loss in (
-        TargetLoss(
-            name="kd_loss",
-            measures={DenseTargets: dense_kl, TopKTargets: bucket_kl},
-            temperature_exponent=2,
-        ),
-        TargetLoss(
-            name="cos_embed_loss",
-            measures={DenseTargets: cosine_distance},
-            temperature_exponent=0,
-        ),
-        TargetLoss(
-            name="mse_logits", measures={DenseTargets: squared_error}, temperature_exponent=0
-        ),
+def _of_divergence(divergence: Divergence) -> TargetLoss:
+    def dense(student_logits: Tensor, targets: DenseTargets, temperature: float) -> Tensor:
+        return divergence.value(over_classes(student_logits, targets, temperature))
+
+    def topk(student_logits: Tensor, targets: TopKTargets, temperature: float) -> Tensor:
+        return divergence.value(over_buckets(student_logits, targets, temperature))
+
+    return TargetLoss(
+        name=divergence.name,
+        measures={DenseTargets: dense, TopKTargets: topk},
+        temperature_exponent=divergence.temperature_exponent,
     )
+
+
+TARGET_LOSSES: Mapping[str, TargetLoss] = {
+    **{name: _of_divergence(divergence) for name, divergence in DIVERGENCES.items()},
+    "cos_embed_loss": TargetLoss(
+        name="cos_embed_loss", measures={DenseTargets: cosine_distance}, temperature_exponent=0
+    ),
+    "mse_logits": TargetLoss(
+        name="mse_logits", measures={DenseTargets: squared_error}, temperature_exponent=0
+    ),
 }
 """Name -> built-in loss."""
 
@@ -153,6 +187,35 @@ def kd_loss(student_logits: Tensor, targets: SoftTargets, temperature: float) ->
         DataError, UnsupportedTargetsError, UsageError: see :class:`TargetLoss`.
     """
     return TARGET_LOSSES["kd_loss"](student_logits, targets, temperature)
+
+
+def reverse_kl(student_logits: Tensor, targets: SoftTargets, temperature: float) -> LossSum:
+    """Reverse KL(student || teacher) at temperature T times T**2, in nats.
+
+    Arguments and errors as for :func:`kd_loss`; on TopKTargets a lower bound, as there. Infinite,
+    and without a usable gradient, where the student has mass on what the teacher masks (-inf):
+    mask the student's logits too.
+    """
+    return TARGET_LOSSES["reverse_kl"](student_logits, targets, temperature)
+
+
+def jensen_shannon(student_logits: Tensor, targets: SoftTargets, temperature: float) -> LossSum:
+    """Jensen-Shannon divergence at temperature T times T**2, in nats: at most T**2 * log 2 each.
+
+    (KL(teacher || M) + KL(student || M)) / 2 with M the mean of the two. Arguments and errors as
+    for :func:`kd_loss`; on TopKTargets a lower bound, as there. Finite under any mask.
+    """
+    return TARGET_LOSSES["jensen_shannon"](student_logits, targets, temperature)
+
+
+def total_variation(student_logits: Tensor, targets: SoftTargets, temperature: float) -> LossSum:
+    """Total variation at temperature T times T: half the sum of |p - q|, at most T each.
+
+    Times T and not T**2: it is linear in a small difference of logits / T, and so its gradient
+    scales as 1/T. Arguments and errors as for :func:`kd_loss`; on TopKTargets a lower bound, as
+    there. Finite under any mask.
+    """
+    return TARGET_LOSSES["total_variation"](student_logits, targets, temperature)
 
 
 def mse_logits(student_logits: Tensor, targets: SoftTargets, temperature: float) -> LossSum:

@@ -6,26 +6,33 @@ It holds the student only. Neither the optimiser nor a checkpoint has ever seen 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from kdcache.data.batch import Mapped, parse_mapping
-from kdcache.data.forward import forward
+from kdcache.data.batch import Mapped
+from kdcache.data.batch_section import parse_mapping
+from kdcache.data.forward import FlatOutput, forward
 from kdcache.data.join import JoinedBatch
-from kdcache.errors import UsageError
+from kdcache.errors import UsageError, suggest
 from kdcache.losses import LossSum, Objective
+from kdcache.losses.labels import STUDENT_LOSS
 from kdcache.train.finite import FiniteObjective, Note, non_finite_error
+from kdcache.train.hidden import HiddenHead
 from kdcache.train.pipelines import RESULT, AccuracyPipeline, check_pipeline, run_pipeline
 from kdcache.train.positions import check_positions
 from kdcache.train.record import describe_optimizer, describe_scheduler
+from kdcache.train.step_counts import StepCounter, num_parts
+from kdcache.train.windows import WindowBatch, WindowLoader, Windows
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], Any]
 
 DEFAULT_LOSSES: Mapping[str, float] = {"kd_loss": 1.0}
+Head = Literal["logits", "hidden"]
 _TOTAL = "final_loss"
 
 
@@ -34,7 +41,8 @@ class StudentModule(pl.LightningModule):
 
     Args:
         student: returns raw logits, as a teacher does; may return its own losses beside them, in
-            a dict with "logits" and "loss" (name -> scalar).
+            a dict with "logits" and "loss" (name -> scalar). Where it is in eval mode as a whole,
+            it is put into training mode.
         losses: loss name -> coefficient; see :class:`kdcache.losses.Objective`.
         temperature: T > 0 of the losses on soft targets.
         batch: which leaves of the user's batch are the student's inputs, labels and mask.
@@ -42,6 +50,8 @@ class StudentModule(pl.LightningModule):
         scheduler: from the optimiser to a learning-rate schedule, stepped once an epoch;
             ReduceLROnPlateau looks at what ``monitor`` names.
         learning_rate: of the default optimiser.
+        head: what the losses begin with: ``logits``, or ``hidden`` states and the output layer, so
+            that all logits of a batch never exist at once; see :mod:`kdcache.train.hidden`.
         validation: name -> DataLoader of a validation set: the user's own batches, or joined for
             the built-in pipeline.
         pipelines: name -> inference pipeline; :class:`AccuracyPipeline` where none is given.
@@ -71,17 +81,24 @@ class StudentModule(pl.LightningModule):
         optimizer: MakeOptimizer | None = None,
         scheduler: MakeScheduler | None = None,
         learning_rate: float = 1e-3,
+        head: Head = "logits",
         validation: Mapping[str, Any] | None = None,
         pipelines: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
+        if not student.training:  # as models come from a checkpoint of transformers
+            student.train()
         chosen = DEFAULT_LOSSES if losses is None else losses
         self.objective = Objective(losses=chosen, temperature=temperature)
         self.mapping = parse_mapping(batch, "student")
         self.record: dict[str, Any] = {}
         self.scores: dict[str, dict[str, float]] = {}
         self.needs_scores = bool(validation)
+        if head not in get_args(Head):
+            raise UsageError(f"there is no head {head!r}. {suggest(str(head), get_args(Head))}")
+        self._hidden = HiddenHead(student) if head == "hidden" else None
+        self._counter = StepCounter(needs_labels=bool(self.objective.losses.get(STUDENT_LOSS)))
         self._finite = FiniteObjective()
         self._scored: object = None
         self._make_optimizer = optimizer
@@ -123,41 +140,72 @@ class StudentModule(pl.LightningModule):
         first = next(iter(self._validation))
         return f"{first}_{RESULT}", getattr(self._pipelines[first], "mode", "max")
 
+    def windowed(self, loader: DataLoader[Any]) -> WindowLoader:
+        """The same loader, looking one accumulation window ahead: what a Trainer is to be given.
+
+        With it a step's gradient is that of all its micro-batches as one batch, however unevenly
+        positions and labels are spread over them.
+        """
+        return WindowLoader.like(loader, Windows(size=self._window, mapping=lambda: self.mapping))
+
+    def _window(self, taken: int) -> int:
+        """Micro-batches of the next optimiser step, the epoch's last one perhaps a shorter one."""
+        left = self.trainer.num_training_batches - taken
+        return int(max(0, min(self.trainer.accumulate_grad_batches, left)))
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The objective on one batch: a scalar with a graph, 0 where no position is valid."""
+        window = batch if isinstance(batch, WindowBatch) else None
+        given = batch if window is None else window.batch
         user_batch, targets = (
-            (batch.batch, batch.targets) if isinstance(batch, JoinedBatch) else (batch, None)
+            (given.batch, given.targets) if isinstance(given, JoinedBatch) else (given, None)
         )
-        output = forward(self.student, self.mapping, user_batch)
+        output = forward(self._hidden or self.student, self.mapping, user_batch)
         self.mapping = output.mapping
         if targets is not None:
             check_positions(output, targets)
-        terms = self.objective.terms(
-            output.logits,
+        evaluation = self.objective.evaluate(
+            output.all_logits,
             targets,
             output.labels,
             output.losses,
+            rows=output.rows,
+            counts=self._counter(self.trainer, window, output),
             label_problem=output.label_problem,
         )
-        total = self.objective.total(terms)
-        self._log_step(terms, total, len(output.num_positions))
-        return total
+        self._log_step(evaluation.terms, window, output)
+        # Lightning divides by the micro-batches of a full window, the strategy by the ranks; the
+        # counts have done both.
+        return evaluation.total * num_parts(self.trainer)
 
-    def _log_step(self, terms: Mapping[str, LossSum], total: Tensor, batch_size: int) -> None:
+    def _log_step(
+        self, terms: Mapping[str, LossSum], window: WindowBatch | None, output: FlatOutput
+    ) -> None:
         if _TOTAL in terms:
             raise UsageError(
                 f"the student returned a loss called {_TOTAL!r}, the name under which the weighted "
                 "sum is logged. Return it under another name."
             )
-        losses = {name: term.mean().detach() for name, term in terms.items()}
-        values = {f"train_{name}": value for name, value in losses.items()}
-        values[f"train_{_TOTAL}"] = total.detach()
-        self.log_dict(values, on_step=True, on_epoch=True, batch_size=batch_size, sync_dist=True)
+        losses = {name: term.mean() for name, term in terms.items()}
+        total = torch.stack(
+            [c * losses[name] for name, c in self.objective.losses.items() if c]
+        ).sum()
+        labelled = None if window is None else window.labelled
+        for name, value in {**losses, _TOTAL: total}.items():
+            counted = labelled if name == STUDENT_LOSS and labelled is not None else output.num_rows
+            self.log(
+                f"train_{name}",
+                value,
+                on_step=True,
+                on_epoch=True,
+                batch_size=counted,  # an epoch's mean is over positions
+                sync_dist=True,
+            )
         self._finite.note(
             Note(
                 epoch=self.current_epoch,
                 step=self.global_step,
-                total=total.detach(),
+                total=total,
                 losses=losses,
             )
         )

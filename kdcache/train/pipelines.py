@@ -19,12 +19,13 @@ from kdcache.data.batch import BatchMapping, Mapped
 from kdcache.data.forward import FlatOutput, forward
 from kdcache.data.join import JoinedBatch
 from kdcache.errors import DataError, UsageError
-from kdcache.losses import kd_loss
+from kdcache.losses import LossSum, fused_losses
 from kdcache.losses.labels import IGNORE_INDEX
 from kdcache.targets import SoftTargets, TopKTargets
 from kdcache.train.positions import check_positions
 
 RESULT = "inference_result"
+_CHUNK_NUMBERS = 1 << 24
 
 
 class AccuracyPipeline:
@@ -53,14 +54,16 @@ class AccuracyPipeline:
             data_loader: the user's batches, or joined ones.
 
         Returns:
-            ``accuracy`` over labelled positions; for joined batches ``teacher_kl``,
-            KL(teacher || student) in nats per position at temperature 1, and
-            ``teacher_agreement``, the share of positions where both have the same top class.
-            ``inference_result`` is the accuracy, or without labels the agreement.
+            ``accuracy`` and ``cross_entropy`` (nats; its exp is the perplexity) over labelled
+            positions; for joined batches ``teacher_kl``, KL(teacher || student) in nats per
+            position at temperature 1, and ``teacher_agreement``, the share of positions where both
+            have the same top class. ``inference_result`` is the accuracy, or without labels the
+            agreement.
 
             Top-k targets know the K kept classes and one bucket of all others: from them
             ``teacher_kl`` is a lower bound of the KL over all C classes (exact where K = C). It
-            compares students of one cache, not caches; ``lower_bounds`` then names it.
+            compares students of one cache, not caches; ``lower_bounds`` then names it. Where they
+            do not hold temperature 1, it is left out.
 
         Raises:
             AlignmentError: the student has other positions than the teacher had.
@@ -86,25 +89,56 @@ class AccuracyPipeline:
         targets = batch.targets if isinstance(batch, JoinedBatch) else None
         user_batch = batch.batch if isinstance(batch, JoinedBatch) else batch
         output = forward(model, self.mapping, user_batch)
-        # -inf is a class that the student masks.
-        is_lost = ~(output.logits < torch.inf).all(dim=-1)
-        sums = {"lost": is_lost.sum(), "all": torch.ones_like(is_lost).sum()}
-        if output.labels is not None:
-            known = output.labels != IGNORE_INDEX
-            right = output.logits.argmax(dim=-1) == output.labels
-            sums |= {"labelled": known.sum(), "correct": (right & known).sum()}
         if targets is not None:
             check_positions(output, targets)
-            sums |= _teacher_sums(output, targets)
             if isinstance(targets, TopKTargets) and targets.ids.shape[-1] < targets.num_classes:
                 self.lower_bounds = frozenset({"teacher_kl"})
-        return sums, output.label_problem
+        top, lost = _top_classes(output)
+        return _sums(output, targets, top) | {"lost": lost}, output.label_problem
 
 
-def _teacher_sums(output: FlatOutput, targets: SoftTargets) -> dict[str, Tensor]:
-    same = output.logits.argmax(dim=-1) == targets.top_class()
-    divergence = kd_loss(output.logits, targets, 1.0)
-    return {"positions": divergence.count, "kl": divergence.sum.double(), "same": same.sum()}
+def _top_classes(output: FlatOutput) -> tuple[Tensor, Tensor]:
+    """The student's top class of every position, (P,), and how many have logits that are none."""
+    tops, lost = [output.num_positions[:0]], output.num_positions.new_zeros(())
+    for _, logits in output.chunks(max(1, _CHUNK_NUMBERS // output.num_classes)):
+        tops.append(logits.argmax(dim=-1))
+        lost = lost + (~(logits < torch.inf).all(dim=-1)).sum()  # -inf: a class that it masks
+    return torch.cat(tops), lost
+
+
+def _sums(output: FlatOutput, targets: SoftTargets | None, top: Tensor) -> dict[str, Tensor]:
+    """Sums over a batch's positions, by what they are divided by and what they are of."""
+    sums = {"all": torch.ones_like(top).sum()}
+    weights = {"kd_loss": 1.0} if targets is not None and _serves_one(targets) else {}
+    if output.labels is not None:
+        weights["student_loss"] = 1.0
+    losses: Mapping[str, LossSum] = {}
+    if weights:
+        _, losses = fused_losses(
+            output.all_logits,
+            targets if "kd_loss" in weights else None,
+            output.labels,
+            weights=weights,
+            temperature=1.0,
+            rows=output.rows,
+        )
+    if output.labels is not None:
+        known = output.labels != IGNORE_INDEX
+        nats = losses["student_loss"].sum.double()
+        right = (top == output.labels) & known
+        sums |= {"labelled": known.sum(), "correct": right.sum(), "cross_entropy": nats}
+    if targets is not None:
+        sums |= {"positions": sums["all"], "same": (top == targets.top_class()).sum()}
+        if "kd_loss" in losses:
+            sums["kl"] = losses["kd_loss"].sum.double()
+    return sums
+
+
+def _serves_one(targets: SoftTargets) -> bool:
+    """Whether targets are known at temperature 1: top-k ones only where it was declared."""
+    if not isinstance(targets, TopKTargets) or 1.0 in targets.temperatures:
+        return True
+    return targets.ids.shape[-1] == targets.num_classes
 
 
 def _results(sums: Mapping[str, float], label_problem: str) -> dict[str, float]:
@@ -116,10 +150,12 @@ def _results(sums: Mapping[str, float], label_problem: str) -> dict[str, float]:
         )
     results: dict[str, float] = {}
     if sums.get("positions"):
-        results["teacher_kl"] = sums["kl"] / sums["positions"]
+        if "kl" in sums:
+            results["teacher_kl"] = sums["kl"] / sums["positions"]
         results["teacher_agreement"] = sums["same"] / sums["positions"]
     if sums.get("labelled"):
         results["accuracy"] = sums["correct"] / sums["labelled"]
+        results["cross_entropy"] = sums["cross_entropy"] / sums["labelled"]
     if not results:
         unusable = f"no cached targets, and labels that cannot be used: {label_problem}"
         raise DataError(

@@ -20,9 +20,9 @@ def check_positions(output: FlatOutput, targets: SoftTargets) -> None:
         )
     on_cpu = output.num_positions.device.type == "cpu"
     same = not on_cpu or bool((output.num_positions == targets.num_positions).all())
-    if targets.num_rows() != len(output.logits) or not same:
+    if targets.num_rows() != output.num_rows or not same:
         raise AlignmentError(
-            f"the student has {len(output.logits)} valid positions in this batch, the teacher had "
+            f"the student has {output.num_rows} valid positions in this batch, the teacher had "
             f"{targets.num_rows()}, or the samples share them differently. Use the mask of the "
             "dump (batch.mask), and a student with the teacher's resolution or length."
         )

@@ -23,11 +23,18 @@ from kdcache.data.batch import Mapped
 from kdcache.data.join import CachedDataset
 from kdcache.data.probes import check_join
 from kdcache.data.stream import CachedStream
+from kdcache.data.vocabulary import IDENTITY, check_vocabulary, find_vocabulary
 from kdcache.losses import Objective
 from kdcache.store import Cache, open_cache
 from kdcache.train.finite import check_weights
 from kdcache.train.fit import check_options, fit
-from kdcache.train.module import DEFAULT_LOSSES, MakeOptimizer, MakeScheduler, StudentModule
+from kdcache.train.module import (
+    DEFAULT_LOSSES,
+    Head,
+    MakeOptimizer,
+    MakeScheduler,
+    StudentModule,
+)
 from kdcache.train.output import (
     EXPERIMENT_FILE,
     STUDENT_FILE,
@@ -90,6 +97,7 @@ def train_student(
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
     learning_rate: float = 1e-3,
+    head: Head = "logits",
     pipelines: Mapping[str, Any] | None = None,
     class_names: Sequence[str] = (),
     output: str | Path | None = None,
@@ -120,6 +128,8 @@ def train_student(
         optimizer: from parameters to an optimiser; Adam if None.
         scheduler: from the optimiser to a schedule, stepped once an epoch.
         learning_rate: of the default Adam.
+        head: ``logits``, or ``hidden``: losses begin with the student's last hidden states and its
+            output layer, and all logits of a batch never exist at once (large vocabularies).
         pipelines: validation set -> inference pipeline; accuracy where none is given.
         class_names: in class order; the data's own if empty.
         output: an empty or new folder; the next number beside the cache if None.
@@ -164,6 +174,9 @@ def train_student(
         log.warning("allow_mismatch: samples are not checked against what the teacher saw")
     else:
         check_join(joined, names)
+        check_vocabulary(
+            joined.view.manifest.identity.get(IDENTITY, ""), find_vocabulary(data, train_loader)
+        )
     module = StudentModule(
         student,
         losses=losses,
@@ -172,6 +185,7 @@ def train_student(
         optimizer=optimizer,
         scheduler=scheduler,
         learning_rate=learning_rate,
+        head=head,
         validation=_joined_validation(opened, validation, pipelines or {}, joining),
         pipelines=pipelines,
     )
@@ -186,6 +200,7 @@ def train_student(
             "allow_mismatch": allow_mismatch,
             "losses": objective.losses,
             "temperature": temperature,
+            "head": head,
             "seed": seed,
             "trainer": options,
             "pipelines": {name: type(pipeline) for name, pipeline in (pipelines or {}).items()},
@@ -194,7 +209,12 @@ def train_student(
         }
     )
     training = functools.partial(
-        _run, module, joined.loader_like(train_loader), options, digest, progress=progress
+        _run,
+        module,
+        module.windowed(joined.loader_like(train_loader)),
+        options,
+        digest,
+        progress=progress,
     )
     if rank_zero_only.rank:  # this process helps the first one, which claims the folder
         return training(Path())

@@ -60,7 +60,7 @@ def test_a_run_says_nothing_but_its_summary(folder, trained):
     assert trained.stderr == ""
     lines = trained.stdout.splitlines()
     assert lines[0].split("  ")[0] == "set"
-    assert lines[0].endswith("accuracy  KL to teacher (nats)  agreement")
+    assert lines[0].endswith("accuracy  cross-entropy  KL to teacher (nats)  agreement")
     assert lines[1].startswith("test")
     assert "inference_result" not in trained.stdout
     record = json.loads((folder / "runs/students/run-0001/run.json").read_text())

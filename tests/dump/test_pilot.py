@@ -19,7 +19,8 @@ from tests.dump.test_statistics import fidelity, logits_like_a_teachers, stored
 
 def output(logits, counts, labels=None):
     return FlatOutput(
-        logits=logits,
+        all_logits=logits,
+        rows=None,
         labels=labels,
         num_positions=torch.tensor(counts),
         losses={},

@@ -171,7 +171,7 @@ class TestRefused:
         ("options", "says"),
         [
             ({"key": "number"}, "Known: content, field:, index"),
-            ({"fingerprint": "pixels"}, "Known: field:<path>, inputs, sample"),
+            ({"fingerprint": "pixels"}, "Known: field:<path>, inputs, sample, tokens:<path>"),
             ({"samples_per_shard": 0}, "at least 1"),
             ({"devices": 0}, "at least 1"),
             ({"devices": 2, "part": "0/2"}, "Use one of the two"),

@@ -135,7 +135,7 @@ def test_metrics_are_written_with_all_names(train):
     with (run.output / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     losses = {"train_kd_loss", "train_student_loss", "train_final_loss"}
-    scores = {"accuracy", "inference_result", "teacher_kl", "teacher_agreement"}
+    scores = {"accuracy", "cross_entropy", "inference_result", "teacher_kl", "teacher_agreement"}
     expected = {f"test_{name}" for name in scores}
     expected |= {f"{name}_{when}" for name in losses for when in ("step", "epoch")}
     assert rows[0].keys() == expected | {"epoch", "step"}

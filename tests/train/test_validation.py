@@ -86,7 +86,7 @@ def test_several_sets_each_with_its_own_pipeline(train):
     )
     assert run.metrics["test_inference_result"] == 0.25
     assert run.metrics["second_f1"] == 0.5
-    assert run.scores["third"].keys() == {"inference_result", "accuracy"}
+    assert run.scores["third"].keys() == {"inference_result", "accuracy", "cross_entropy"}
     for pipeline, loader in (
         (cached, small.loader(small.NUM_TEST, seed=1)),
         (other, small.loader(24, seed=3)),
@@ -277,6 +277,34 @@ def test_a_validation_set_of_the_trainers_is_refused(cache):
     module = StudentModule(small.net(1))
     with pytest.raises(UsageError, match=r"StudentModule\(validation="):
         small.trainer().fit(module, small.joined_loader(cache), small.loader(small.NUM_TEST))
+
+
+def test_top_k_targets_without_temperature_1_give_the_agreement_alone(train, tmp_path):
+    loaders = {"train": small.loader(), "test": small.loader(small.NUM_TEST, seed=1)}
+    codec = kdcache.TopKCodec(k=2, temperatures=(2.0,))
+    cache = kdcache.dump_teacher(
+        small.Teacher(),
+        loaders,
+        tmp_path / "t2.zarr",
+        codec=codec,
+        accelerator="cpu",
+        progress=False,
+    )
+    run = kdcache.train_student(
+        small.net(1),
+        small.data(),
+        cache.path,
+        temperature=2.0,
+        output=tmp_path / "out",
+        progress=False,
+        trainer={"max_epochs": 1, "accelerator": "cpu"},
+    )
+    assert run.scores["test"].keys() == {
+        "inference_result",
+        "accuracy",
+        "cross_entropy",
+        "teacher_agreement",
+    }
 
 
 def test_a_set_with_neither_labels_nor_targets_is_refused(train):

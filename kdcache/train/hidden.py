@@ -1,0 +1,93 @@
+"""A student's last hidden states and output layer in place of its logits.
+
+For students that are made like Hugging Face's language models: ``base_model`` gives
+``last_hidden_state``, ``get_output_embeddings()`` the layer that makes logits of it. Nothing of
+transformers is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from kdcache.errors import UsageError
+from kdcache.outputs import DeferredLogits, read_output
+
+_TOLERANCE = 1e-3
+
+
+class HiddenHead:
+    """Calls a student for its hidden states; checked once against the logits it gives itself.
+
+    Args:
+        student: the model; one that returns :class:`~kdcache.outputs.DeferredLogits` by itself is
+            called as it is.
+
+    Raises:
+        UsageError: at the first call, where the student has no such parts, or does more with its
+            hidden states than its output layer says.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        self._student = student
+        self._defers_itself = False
+        self._is_checked = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> DeferredLogits | Any:
+        """The student's logits, not computed yet."""
+        if not self._is_checked:
+            self._check(args, kwargs)
+            self._is_checked = True
+        return self._student(*args, **kwargs) if self._defers_itself else self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> DeferredLogits:
+        student: Any = self._student
+        layer = student.get_output_embeddings()
+        config = getattr(student, "config", None)
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        return DeferredLogits(
+            hidden=student.base_model(*args, **kwargs).last_hidden_state,
+            weight=layer.weight,
+            bias=getattr(layer, "bias", None),
+            scale=scale / float(getattr(config, "logits_scaling", None) or 1.0),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
+
+    @torch.no_grad()
+    def _check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Hold the logits of one sample against the student's own, without dropout."""
+        name = type(self._student).__name__
+        few, named = pytree.tree_map_only(Tensor, _first_row, (args, dict(kwargs)))
+        training = [module for module in self._student.modules() if module.training]
+        self._student.eval()
+        try:
+            own = read_output(self._student(*few, **named)).logits
+            if isinstance(own, DeferredLogits):
+                self._defers_itself = True
+                return
+            found = self._run(few, named).logits()
+        except (AttributeError, TypeError) as error:
+            raise UsageError(
+                f"distill.head: hidden needs a student with base_model(...).last_hidden_state and "
+                f"get_output_embeddings(), or one that returns kdcache.outputs.DeferredLogits; "
+                f"{name} is not one ({error}). Use head: logits."
+            ) from error
+        finally:
+            for module in training:
+                module.training = True
+        difference = (found.float() - own.float()).abs().max() if found.shape == own.shape else None
+        if difference is None or not difference <= _TOLERANCE * (1 + own.float().abs().max()):
+            what = "another shape" if difference is None else f"they differ by {difference:.3g}"
+            raise UsageError(
+                f"the logits of {name} are not its hidden states times its output layer ({what}): "
+                "it does more between the two. Use distill.head: logits, or return "
+                "kdcache.outputs.DeferredLogits from the student."
+            )
+
+
+def _first_row(tensor: Tensor) -> Tensor:
+    return tensor[:1] if tensor.dim() else tensor

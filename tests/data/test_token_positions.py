@@ -1,0 +1,251 @@
+"""Which positions of token sequences count, and what is stored of them: padding, shift, packing,
+masks. Held against every sequence by itself; each test fails where its handling is removed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdcache import BatchMapping, CachedDataset
+from kdcache.data.batch_section import parse_mapping
+from kdcache.data.masks import next_tokens
+from kdcache.errors import AlignmentError, DataError, UsageError
+from tests.data import toys
+from tests.data.sequences import (
+    IGNORED,
+    LENGTHS,
+    PACKED,
+    VOCABULARY,
+    CausalNet,
+    alone,
+    loader,
+    packed,
+    pad_left,
+    pad_right,
+    sequences,
+)
+
+CAUSAL = {"causal": True}
+SIDES = {"left": pad_left, "right": pad_right}
+
+
+def stored(cache, samples, collate_fn=None, **mapping):
+    """What a cache holds of samples: logits per sample, and the dump's statistics."""
+    made = toys.dump(cache, loader(samples, collate_fn), teacher=CausalNet(), batch=mapping)
+    joined = CachedDataset(toys.Samples(samples), made, batch=mapping, collate_fn=collate_fn)
+    numbers = list(range(len(samples)))
+    targets = joined.collate_fn(joined.__getitems__(numbers)).targets
+    parts = targets.logits().split(targets.num_positions.tolist())
+    sums: dict[str, float] = {}
+    for commit in made["train"].commits:
+        for name, value in commit.statistics.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return parts, sums
+
+
+def assert_equal_alone(parts, samples):
+    for part, ids in zip(parts, samples, strict=True):
+        torch.testing.assert_close(part, alone(CausalNet(), ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_padding_on_either_side_is_not_stored(cache, side):
+    samples = sequences()
+    parts, _ = stored(cache, samples, SIDES[side], **CAUSAL)
+    assert [len(part) for part in parts] == [n - 1 for n in LENGTHS]
+    assert_equal_alone(parts, samples)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_labels_are_shifted_to_the_positions_that_predict_them(cache, side):
+    """The teacher's cross entropy at the dump is that on the next tokens."""
+    samples = sequences()
+    _, sums = stored(cache, samples, SIDES[side], **CAUSAL)
+    nats = sum(
+        float(F.cross_entropy(alone(CausalNet(), ids), ids[1:], reduction="sum"))
+        for ids in samples
+        if len(ids) > 1
+    )
+    assert sums["labelled"] == sum(n - 1 for n in LENGTHS)
+    assert sums["cross_entropy"] == pytest.approx(nats, rel=1e-5)
+
+
+def test_packed_sequences_do_not_see_or_predict_one_another(cache):
+    samples = sequences()
+    parts, sums = stored(cache, packed(samples), **PACKED)
+    together = torch.cat(list(parts))
+    apart = torch.cat([alone(CausalNet(), ids) for ids in samples])
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    assert sums["labelled"] == len(apart)
+
+
+def test_packing_without_segments_would_be_noticed(cache):
+    """The control of the test above: what the handling removes is really there."""
+    without = {k: v for k, v in PACKED.items() if k != "segments"}
+    parts, _ = stored(cache, packed(sequences()), **without)
+    crossing = sum(map(len, parts)) - sum(n - 1 for n in LENGTHS)
+    assert crossing == len(LENGTHS) - len(packed(sequences()))
+
+
+def test_a_packed_dataset_with_other_segments_is_refused(cache):
+    rows = packed(sequences())
+    made = toys.dump(cache, loader(rows), teacher=CausalNet(), batch=PACKED)
+    rows[1]["segment_ids"] = rows[1]["segment_ids"].clamp(max=1)
+    joined = CachedDataset(toys.Samples(rows), made, batch=PACKED)
+    with pytest.raises(AlignmentError.__mro__[1], match="sample 1"):
+        joined.__getitems__([0, 1])
+
+
+def completions(samples):
+    """Only the second half of every sequence is labelled."""
+    batch = pad_right(samples)
+    batch["completion"] = torch.zeros_like(batch["input_ids"])
+    for row, ids in enumerate(samples):
+        half = (len(ids) + 1) // 2
+        batch["labels"][row, :half] = IGNORED
+        batch["completion"][row, half : len(ids)] = 1
+    return batch
+
+
+WANTED = [torch.arange(max(0, n - 1)) + 1 >= (n + 1) // 2 for n in LENGTHS]
+INPUTS = {"inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask"}}
+
+
+def is_long_run(batch):
+    """A mask function: all but the first two tokens."""
+    return batch["attention_mask"].cumsum(dim=1).gt(2) & batch["attention_mask"].bool()
+
+
+@pytest.mark.parametrize(
+    ("mask", "wanted"),
+    [
+        ("labelled", WANTED),
+        (["attention_mask", "labelled"], WANTED),
+        ("predicted:completion", WANTED),
+        # A mask of tokens counts where both the token and the one it predicts are in it.
+        ("completion", [torch.arange(max(0, n - 1)) >= (n + 1) // 2 for n in LENGTHS]),
+        (f"function:{__name__}.is_long_run", [torch.arange(n - 1) >= 2 for n in LENGTHS]),
+        (["attention_mask"], [torch.ones(n - 1, dtype=torch.bool) for n in LENGTHS]),
+    ],
+    ids=["labelled", "both", "predicted", "path", "function", "list"],
+)
+def test_a_mask_chooses_the_positions(cache, mask, wanted):
+    samples = sequences()
+    mapping = {**INPUTS, "labels": "labels", "mask": mask, **CAUSAL}
+    parts, _ = stored(cache, samples, completions, **mapping)
+    for part, ids, chosen in zip(parts, samples, wanted, strict=True):
+        torch.testing.assert_close(
+            part, alone(CausalNet(), ids)[chosen[: len(ids) - 1]], rtol=1e-5, atol=1e-5
+        )
+
+
+class Frames(torch.nn.Module):
+    """Half as many frames as samples, and a mask of those that are no padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = CausalNet()
+
+    def forward(self, input_ids, attention_mask):
+        logits = self.net(input_ids)["logits"][:, ::2]
+        return {"logits": logits, "frames": {"mask": attention_mask[:, ::2]}}
+
+
+def frames_only(samples):
+    return {name: value for name, value in pad_right(samples).items() if name != "labels"}
+
+
+def test_the_models_own_output_may_say_which_positions_count(cache):
+    samples = sequences()
+    mapping = {**INPUTS, "mask": "output:frames.mask"}
+    user = loader(samples, frames_only)
+    made = toys.dump(cache, user, teacher=Frames(), batch=mapping)
+    joined = CachedDataset(user.dataset, made, batch=mapping, collate_fn=frames_only)
+    (batch,) = toys.joined_loader(joined, batch_size=len(samples))
+    assert batch.targets.num_positions.tolist() == [(n + 1) // 2 for n in LENGTHS]
+    logits = CausalNet()(batch.batch["input_ids"])["logits"][:, ::2]
+    mask = batch.batch["attention_mask"][:, ::2].bool()
+    torch.testing.assert_close(batch.targets.logits(), logits[mask].detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_labels_that_are_the_input_ids_need_a_word(cache):
+    user = loader(sequences(), pad_right)
+    with pytest.raises(DataError, match=r"input ids themselves.*batch\.causal: true"):
+        toys.dump(cache, user, teacher=CausalNet())
+    assert not cache.exists()
+    toys.dump(cache, user, teacher=CausalNet(), batch={"causal": False})
+
+
+def test_unlabelled_batches_do_not_decide_about_the_shift():
+    batch = pad_right(sequences())
+    mapping = BatchMapping().resolve({**batch, "labels": torch.full_like(batch["labels"], IGNORED)})
+    assert mapping.causal is None
+    with pytest.raises(DataError, match="input ids themselves"):
+        mapping.resolve(batch)
+    other = {**batch, "labels": (batch["labels"] + 1) % VOCABULARY}
+    assert mapping.resolve(other).causal is False
+
+
+def test_without_masks_and_labels_the_last_position_predicts_nothing():
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    mask = BatchMapping(inputs=[0], causal=True).select((ids,)).mask
+    assert mask.tolist() == [[True] * 4 + [False]] * 2
+
+
+def test_the_next_tokens_of_the_shortest_sequences():
+    assert next_tokens(torch.zeros(2, 0), 1).shape == (2, 0)
+    assert next_tokens(torch.zeros(1, 1), 7).tolist() == [[7]]
+    assert next_tokens(torch.tensor([[1, 2, 3]]), 0).tolist() == [[2, 3, 0]]
+
+
+@pytest.mark.parametrize("change", [{"mask": "labelled"}, {"causal": True}, {"segments": "s"}])
+def test_what_decides_positions_stands_in_the_manifest(change):
+    base = BatchMapping(inputs=["x"], labels="y", causal=True)
+    assert dataclasses.replace(base, causal=None).describe() != base.describe()
+    if change != {"causal": True}:
+        assert dataclasses.replace(base, **change).describe() != base.describe()
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"mask": "predicted:x"}, r"predicted:x is of tokens.*batch\.causal"),
+        ({"segments": "s"}, r"batch\.segments 's' is of tokens"),
+        ({"causal": "yes"}, r"batch\.causal is true or false, not 'yes'"),
+        ({"causal": 1}, r"batch\.causal is true or false, not 1"),
+        ({"mask": []}, r"batch\.mask is one path, 'labelled'"),
+        ({"mask": ["x", None]}, r"batch\.mask is one path, 'labelled'"),
+        ({"mask": "output:"}, r"batch\.mask is one path"),
+        ({"mask": "function:no.where"}, "cannot be imported"),
+        ({"num_classes": 1}, r"batch\.num_classes .*not 1"),
+        ({"num_classes": True}, r"batch\.num_classes"),
+        ({"segment": "s"}, r"'batch\.segment'.*Did you mean 'segments'"),
+    ],
+)
+def test_wrong_settings_are_refused(spec, says):
+    with pytest.raises(UsageError, match=says):
+        parse_mapping(spec, "teacher")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "batch", "says"),
+    [
+        ({"mask": "labelled"}, (torch.ones(2, 3),), "the batch has no labels"),
+        ({"labels": 1}, (torch.ones(2, 3), torch.ones(2)), r"whole numbers \(B, L\).*shape \(2,\)"),
+        ({}, (torch.ones(2, 3, 4),), "where sequences end"),
+        ({"mask": 1}, (torch.ones(2, 3), torch.ones(2, 3, 4)), r"\(2, 3, 4\); of a causal"),
+        (
+            {"mask": [1, 2]},
+            (torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 4)),
+            r"different shapes: \(2, 3\), \(2, 4\)",
+        ),
+        ({"mask": "function:builtins.len"}, (torch.ones(2, 3),), "is a int, not a tensor"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(mapping, batch, says):
+    made = parse_mapping({"inputs": [0], "causal": True, **mapping}, "student")
+    with pytest.raises(DataError, match=says):
+        made.select(batch)
