@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from kdcache.data.stream import CachedStream as CachedStream
     from kdcache.dump import dump_teacher as dump_teacher
     from kdcache.errors import KdcacheError as KdcacheError
+    from kdcache.outputs import DeferredLogits as DeferredLogits
     from kdcache.store import open_cache as open_cache
     from kdcache.targets import SoftTargets as SoftTargets
+    from kdcache.tools.import_logprobs import import_logprobs as import_logprobs
     from kdcache.train import StudentModule as StudentModule
     from kdcache.train import train_student as train_student
 
@@ -28,6 +30,7 @@ _PUBLIC = {
     "BatchMapping": "kdcache.data.batch",
     "CachedDataset": "kdcache.data.join",
     "CachedStream": "kdcache.data.stream",
+    "DeferredLogits": "kdcache.outputs",
     "DenseCodec": "kdcache.codecs",
     "JoinedBatch": "kdcache.data.join",
     "KdcacheError": "kdcache.errors",
@@ -35,6 +38,7 @@ _PUBLIC = {
     "StudentModule": "kdcache.train",
     "TopKCodec": "kdcache.codecs",
     "dump_teacher": "kdcache.dump",
+    "import_logprobs": "kdcache.tools.import_logprobs",
     "open_cache": "kdcache.store",
     "train_student": "kdcache.train",
 }

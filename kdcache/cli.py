@@ -22,6 +22,10 @@ from kdcache.version import __version__
 COMMANDS = {
     "dump-teacher": ("kdcache.commands.dump_teacher", "run the teacher once, keep its targets"),
     "train-student": ("kdcache.commands.train_student", "train one student from a cache"),
+    "import-logprobs": (
+        "kdcache.commands.import_logprobs",
+        "make a cache of top-k log-probabilities (vLLM)",
+    ),
     "inspect": ("kdcache.commands.inspect", "what is in a cache: splits, codec, size, teacher"),
     "merge": ("kdcache.commands.merge", "make one cache of several, keyed by content or a field"),
     "verify": ("kdcache.commands.verify", "read everything and check every checksum"),
@@ -33,7 +37,7 @@ _WORKER_FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 def usage() -> str:
     """The text of ``kdcache --help``."""
-    lines = [f"  {name:<14} {about}" for name, (_, about) in COMMANDS.items()]
+    lines = [f"  {name:<15} {about}" for name, (_, about) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: kdcache COMMAND [options]",

@@ -152,9 +152,12 @@ class TopKTargets(SoftTargets):
         log_p = self.log_p.float()
         is_label = self.ids.long() == labels.unsqueeze(-1)
         kept = torch.where(is_label, log_p, -torch.inf).amax(dim=-1)
+        if 1.0 in self.temperatures:
+            tail = self.tail_log_sums[:, self.temperatures.index(1.0)]
+        else:  # from what is kept, whose rounding may be more than a small tail
+            tail = (1 - log_p.exp().sum(dim=-1)).clamp(min=1e-8).log()
         left = max(1, self.num_classes - log_p.shape[-1])
-        tail = (1 - log_p.exp().sum(dim=-1)).clamp(min=1e-8).log() - math.log(left)
-        return torch.where(is_label.any(dim=-1), kept, tail)
+        return torch.where(is_label.any(dim=-1), kept, tail - math.log(left))
 
 
 _Targets = TypeVar("_Targets", bound=SoftTargets)

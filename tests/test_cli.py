@@ -97,7 +97,7 @@ def test_help_lists_the_commands(capsys, words):
     assert main(words) == (0 if words else 2)
     text = capsys.readouterr().out
     for name, (_, about) in COMMANDS.items():
-        assert f"{name:<14} {about}" in text
+        assert f"{name:<15} {about}" in text
     assert max(map(len, text.splitlines())) <= 80
 
 

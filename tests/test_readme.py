@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,10 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
+import yaml
 
 from kdcache import cli
+from kdcache.codecs import make_codec
+from kdcache.config import parse
+from kdcache.data.batch_section import parse_mapping
+from kdcache.experiment import DumpExperiment, StudentExperiment
 from tests.examples.idx_files import write_split
+from tests.tools import teacher_files
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN, DIGITS, MNIST = "README.md", "examples/digits/README.md", "examples/mnist/README.md"
@@ -86,8 +94,19 @@ def images_beside(folder: Path, num_train: int) -> None:
     write_split(images, "t10k", 20, packed=True)
 
 
+def log_probabilities(folder: Path) -> None:
+    """A few sequences as a server writes them, in both forms that the document names."""
+    records = teacher_files.vllm_records(teacher_files.make_sequences())
+    teacher_files.write_lines(folder / "train.jsonl.gz", records)
+    columns = {name: [json.dumps(r[name]) for r in records] for name in records[0]}
+    teacher_files.write_parquet(
+        folder / "held.parquet", columns, dict.fromkeys(columns, pyarrow.string())
+    )
+
+
 def test_digits_commands(checkout):
-    assert run_commands(commands(MAIN), checkout) == 6
+    log_probabilities(checkout)
+    assert run_commands(commands(MAIN), checkout) == 8
     assert run_commands(commands(DIGITS), checkout) == 5
 
 
@@ -111,8 +130,23 @@ def test_python_blocks(checkout):
 
 
 def test_the_experiment_file_is_the_file():
-    (shown,) = blocks(MAIN, "yaml")
+    shown, *_ = blocks(MAIN, "yaml")
     assert shown == (ROOT / "examples/digits/experiment.yaml").read_text(encoding="utf-8")
+
+
+def test_every_experiment_is_one():
+    """Both stages take it, its batch mapping and its codec; its models are not built."""
+    shown = blocks(MAIN, "yaml")
+    for block in shown:
+        raw = yaml.safe_load(block)
+        dump = parse(DumpExperiment, raw)
+        train = parse(StudentExperiment, raw)
+        targets = dict(dump.targets)
+        codec = make_codec(targets.pop("codec"), targets)
+        codec.check_temperature(train.distill.temperature)
+        for side in ("teacher", "student"):
+            parse_mapping(train.batch, side)
+    assert len(shown) == 2
 
 
 @pytest.mark.parametrize("document", [MAIN, DIGITS, MNIST])

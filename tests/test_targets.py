@@ -17,7 +17,8 @@ def dense(**changed):
     return DenseTargets(num_positions=COUNTS, num_classes=2, **fields)
 
 
-def topk():
+def topk(**changed):
+    fields = {"offset": torch.zeros(3), **changed}
     return TopKTargets(
         num_positions=COUNTS,
         num_classes=300,
@@ -25,7 +26,7 @@ def topk():
         log_p=torch.tensor([[0.5], [0.25], [1.0]]).log().half(),
         tail_log_sums=torch.tensor([[0.5, 3.0], [0.75, 4.0], [0.0, 0.0]]).log(),
         temperatures=(1.0, 2.0),
-        offset=torch.zeros(3),
+        **fields,
     )
 
 
@@ -33,7 +34,7 @@ def tensors(targets):
     return {name: value for name, value in vars(targets).items() if isinstance(value, torch.Tensor)}
 
 
-@pytest.mark.parametrize("targets", [dense(), dense(offset=None), topk()])
+@pytest.mark.parametrize("targets", [dense(), dense(offset=None), topk(), topk(offset=None)])
 def test_to_moves_every_tensor_and_nothing_else(targets):
     moved = targets.to("meta", non_blocking=True)
     assert type(moved) is type(targets)

@@ -1,1 +1,4 @@
-"""Tools on a cache that need no model and no torch: what it holds, and whether it is whole."""
+"""Tools on a cache that need no model: what it holds, whether it is whole, and making one.
+
+None needs torch but the importer, which asks a codec for its columns.
+"""

@@ -41,11 +41,14 @@ def totals(statistics_of_shards: Iterable[Mapping[str, float]]) -> dict[str, flo
 
 
 def means(sums: Mapping[str, float], wanted: Iterable[tuple[str, str, str]]) -> dict[str, float]:
-    """(name, sum, count) -> name: sum / count, where both are there and something was counted."""
+    """(name, sum, count) -> name: sum / count, where both are there and something was counted.
+
+    A sum of which a part is not known, as ``<sum>_unknown`` says, has no mean.
+    """
     return {
         name: sums[total] / sums[count]
         for name, total, count in wanted
-        if total in sums and sums.get(count)
+        if total in sums and sums.get(count) and not sums.get(f"{total}_unknown")
     }
 
 

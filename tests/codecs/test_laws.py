@@ -20,6 +20,7 @@ CODECS = [
     (TopKCodec(k=1, dtype="float32", temperatures=(1.0, 4.0)), 1e-9),
     (TopKCodec(k=5, dtype="float32", temperatures=(0.5, 1.0, 4.0)), 1e-9),
     (TopKCodec(k=5, dtype="float16"), 1e-6),
+    (TopKCodec(k=5, dtype="float16", offset=False), 1e-6),
     (TopKCodec(k=300, dtype="float16", temperatures=(1.0, 4.0)), 1e-6),
 ]
 ids = [json.dumps(codec_settings(codec)) for codec, _ in CODECS]

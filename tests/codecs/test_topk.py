@@ -84,6 +84,42 @@ def test_raw_logits_come_back_with_the_offset():
     torch.testing.assert_close(found, logits)
 
 
+def test_without_an_offset_all_else_is_the_same():
+    """For teachers of which only log-probabilities are known."""
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    with_it, without = TopKCodec(k=3), TopKCodec(k=3, offset=False)
+    assert "offset" not in with_it.settings()  # as caches have it that were written before
+    assert without.settings()["offset"] is False
+    pair = [round_trip(codec, logits) for codec in (with_it, without)]
+    assert pair[1].offset is None
+    assert [c.name for c in without.columns(9)] == ["ids", "log_p", "tail_log_sums"]
+    for temperature in with_it.temperatures:
+        assert torch.equal(*(targets.bucket_log_p(temperature) for targets in pair))
+
+
+@pytest.mark.parametrize("block", [1, 7, 60, 100, 1 << 30])
+@pytest.mark.parametrize("num_positions", [0, 1, 2, 3, 11])
+@pytest.mark.parametrize("offset", [True, False])
+def test_how_positions_are_cut_changes_nothing(monkeypatch, block, num_positions, offset):
+    """Blocks of one, some and all positions, and of more numbers than there are."""
+    codec = TopKCodec(k=5, offset=offset)
+    logits = 3 * torch.randn(num_positions, 30, generator=torch.Generator().manual_seed(0))
+    whole = codec.encode(logits, torch.zeros(num_positions, 2))
+    monkeypatch.setattr("kdcache.codecs.topk._BLOCK_NUMBERS", {"cpu": block})
+    sizes = []
+    encode = TopKCodec._encode_block
+    monkeypatch.setattr(
+        TopKCodec, "_encode_block", lambda self, z: sizes.append(len(z)) or encode(self, z)
+    )
+    cut = codec.encode(logits, torch.zeros(num_positions, 2))
+    assert sum(sizes) == num_positions
+    assert min(sizes, default=2) > 1 or num_positions < 2
+    assert max(sizes, default=0) < 2 * max(2, block // 30)
+    assert cut.keys() == whole.keys()
+    for name, rows in whole.items():
+        assert rows.numpy().tobytes() == cut[name].numpy().tobytes(), name
+
+
 @pytest.mark.parametrize(
     ("num_classes", "dtype"),
     [
@@ -132,6 +168,7 @@ def test_undeclared_temperatures_are_refused_by_name():
         ({"k": 2.0}, r"k is 2\.0"),
         ({"k": True}, "k is True"),
         ({"dtype": "bfloat16"}, "no dtype 'bfloat16'. Did you mean 'float16'"),
+        ({"offset": "no"}, "offset is true or false, not 'no'"),
         ({"temperatures": ()}, "positive numbers"),
         ({"temperatures": (1, 0)}, "positive numbers"),
         ({"temperatures": (INF,)}, "positive numbers"),

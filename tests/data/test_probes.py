@@ -199,6 +199,30 @@ class TestCanary:
         assert max(c.statistics["cross_entropy"] for c in view.commits) >= MAX_NATS
         check_join(CachedDataset(toys.Samples(samples), cache))
 
+    @pytest.mark.parametrize("is_wrong", [False, True])
+    def test_other_positions_that_have_labels_are_another_population(self, cache, is_wrong):
+        """A sure teacher; at the dump all is labelled, now only what it finds hard."""
+        flat, sure = torch.full((5,), 0.0), torch.tensor([6.0, 0, 0, 0, 0])
+
+        class Teacher(nn.Module):
+            def forward(self, x):
+                return torch.where(x[:, :1] > 1, flat, sure)
+
+        vectors = toys.vectors(400)
+        hard = [bool(x[0] > 1) for x in vectors]
+        toys.dump(cache, [(x, 0) for x in vectors], Teacher())
+        label = 1 if is_wrong else 0
+        kept = [
+            (x, 0 if h else (label if n % 2 else -100))
+            for n, (x, h) in enumerate(zip(vectors, hard, strict=True))
+        ]
+        only_hard = [(x, 0 if h else -100) for x, h in zip(vectors, hard, strict=True)]
+        if is_wrong:
+            with pytest.raises(MismatchError, match="name different things"):
+                check_join(CachedDataset(toys.Samples(kept), cache))
+        else:
+            check_join(CachedDataset(toys.Samples(only_hard), cache))
+
     @pytest.mark.parametrize("shift", [0, 1])
     def test_labels_of_masked_positions(self, cache, shift):
         """Sentences of uneven lengths: labels are taken where the mask counts a position."""

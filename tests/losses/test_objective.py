@@ -9,7 +9,8 @@ import torch
 
 from kdcache.codecs import DenseCodec, TopKCodec
 from kdcache.errors import UnsupportedTargetsError, UsageError
-from kdcache.losses import Objective, kd_loss, mse_logits, student_loss
+from kdcache.losses import Objective, StepCounts, kd_loss, mse_logits, student_loss
+from kdcache.outputs import DeferredLogits
 
 C = 5
 OWN = """
@@ -55,13 +56,17 @@ def own_losses(tmp_path, monkeypatch):
     return "own_losses_of_mine"
 
 
+def encoded(teacher):
+    codec = DenseCodec(dtype="float32")
+    columns = codec.encode(teacher, torch.zeros(len(teacher), 2))
+    return codec.decode(columns, torch.ones(len(teacher)).long(), C)
+
+
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 4, C, generator=generator)
-    codec = DenseCodec(dtype="float32")
-    targets = codec.decode(codec.encode(teacher, torch.zeros(4, 2)), torch.ones(4).long(), C)
-    return student.requires_grad_(), targets, torch.tensor([0, -100, 4, 2])
+    return student.requires_grad_(), encoded(teacher), torch.tensor([0, -100, 4, 2])
 
 
 def objective(losses=None, temperature=2.0, **settings):
@@ -98,39 +103,103 @@ def test_refused_temperatures(temperature):
 def test_terms_and_total_are_those_of_the_functions(batch):
     student, targets, labels = batch
     weighed = objective({"kd_loss": 0.9, "student_loss": 0.1, "mse_logits": np.float32(-0.5)})
-    terms = weighed.terms(student, targets, labels)
-    assert terms.keys() == {"kd_loss", "student_loss", "mse_logits"}
-    assert [int(terms[name].count) for name in ("kd_loss", "student_loss")] == [4, 3]
+    found = weighed.evaluate(student, targets, labels)
+    assert found.terms.keys() == {"kd_loss", "student_loss", "mse_logits"}
+    assert [int(found.terms[name].count) for name in ("kd_loss", "student_loss")] == [4, 3]
     wanted = (
         0.9 * kd_loss(student, targets, 2.0).mean()
         + 0.1 * student_loss(student, labels).mean()
         - 0.5 * mse_logits(student, targets, 2.0).mean()
     )
-    torch.testing.assert_close(weighed.total(terms), wanted)
-    gradients = [torch.autograd.grad(x, student)[0] for x in (weighed.total(terms), wanted)]
+    torch.testing.assert_close(found.total, wanted)
+    gradients = [torch.autograd.grad(x, student)[0] for x in (found.total, wanted)]
     torch.testing.assert_close(*gradients)
 
 
-def test_a_window_of_batches_and_a_global_count(batch):
-    """Trap 3: terms add, and a caller may put the whole step's count below a sum."""
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"kd_loss": 0.9, "student_loss": 0.1, "mse_logits": -0.5, "penalty": 3.0},
+        {"jensen_shannon": 1.0, "cos_embed_loss": 2.0, "own": 0.5},
+    ],
+)
+def test_batches_of_a_step_add_up_to_it(own_losses, losses):
+    """Trap 3: parts of unequal length, one of them empty, divided by the counts of the whole."""
+    losses = {f"{own_losses}.enough" if k == "own" else k: v for k, v in losses.items()}
+    weighed = objective(losses)
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(2, 9, C, generator=generator)
+    student.requires_grad_()
+    labels = torch.tensor([0, -100, 4, -100, -100, 2, 1, 1, -100])
+    counts = StepCounts(positions=torch.tensor(9), labelled=5.0, batches=3)
+    parts = [
+        weighed.evaluate(
+            student[part], encoded(teacher[part]), labels[part], {"penalty": 1.5}, counts=counts
+        ).total
+        for part in (slice(0, 2), slice(2, 2), slice(2, 9))
+    ]
+    whole = weighed.evaluate(student, encoded(teacher), labels, {"penalty": 1.5}).total
+    torch.testing.assert_close(sum(parts), whole)
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(parts), student), torch.autograd.grad(whole, student)
+    )
+
+
+def test_counts_without_labels_are_refused_where_labels_count(batch):
     student, targets, labels = batch
-    weighed = objective({"kd_loss": 1, "student_loss": 1})
-    terms = weighed.terms(student, targets, labels)
-    window = {name: term + term for name, term in terms.items()}
-    torch.testing.assert_close(weighed.total(window), weighed.total(terms))
-    eight = {
-        name: replace(term, count=torch.tensor(8)) if name == "kd_loss" else term
-        for name, term in terms.items()
-    }
-    wanted = terms["kd_loss"].sum / 8 + terms["student_loss"].mean()
-    torch.testing.assert_close(weighed.total(eight), wanted)
+    counts = StepCounts(positions=4, labelled=None, batches=1)
+    with pytest.raises(UsageError, match=r"'student_loss' is divided by .*labelled=\.\.\."):
+        objective({"student_loss": 1.0}).evaluate(student, None, labels, counts=counts)
+    objective().evaluate(student, targets, labels, counts=counts)
+
+
+@pytest.mark.parametrize("count", [0, torch.tensor(0)])
+def test_a_step_without_a_position_is_zero_with_a_graph(count):
+    student = torch.zeros(0, C, requires_grad=True)
+    counts = StepCounts(positions=count, labelled=count, batches=1)
+    losses = {"kd_loss": 1.0, "student_loss": 1.0, "mse_logits": 1.0}
+    labels = torch.zeros(0, dtype=torch.int64)
+    for given in (counts, None):
+        total = (
+            objective(losses)
+            .evaluate(student, encoded(torch.zeros(0, C)), labels, counts=given)
+            .total
+        )
+        assert total == 0
+        (gradient,) = torch.autograd.grad(total, student)
+        assert gradient.shape == (0, C)
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_rows_and_hidden_states(own_losses, deferred):
+    """Fused, plain and own losses see the same valid positions, wherever logits come from."""
+    losses = {"kd_loss": 0.9, "student_loss": 0.1, "mse_logits": 0.5, f"{own_losses}.enough": 0.2}
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(6, 3, generator=generator, requires_grad=True)
+    weight = torch.randn(C, 3, generator=generator, requires_grad=True)
+    rows, labels = torch.tensor([4, 0, 5]), torch.tensor([1, -100, 4])
+    targets = encoded(torch.randn(3, C, generator=generator))
+    student = (
+        DeferredLogits(hidden=hidden, weight=weight, softcap=2.0)
+        if deferred
+        else 2 * (hidden @ weight.T / 2).tanh()
+    )
+    weighed = objective(losses)
+    found = weighed.evaluate(student, targets, labels, rows=rows)
+    wanted = weighed.evaluate((2 * (hidden @ weight.T / 2).tanh())[rows], targets, labels)
+    torch.testing.assert_close(found.total, wanted.total)
+    for name, term in found.terms.items():
+        assert not term.sum.requires_grad
+        torch.testing.assert_close(term.sum, wanted.terms[name].sum)
+    gradients = [torch.autograd.grad(x.total, (hidden, weight)) for x in (found, wanted)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_ignore_index_reaches_the_labels(batch):
     student, targets, labels = batch
     labels = labels.where(labels >= 0, 255)
-    terms = objective({"student_loss": 1.0}, ignore_index=255).terms(student, targets, labels)
-    assert int(terms["student_loss"].count) == 3
+    found = objective({"student_loss": 1.0}, ignore_index=255).evaluate(student, targets, labels)
+    assert int(found.terms["student_loss"].count) == 3
 
 
 def test_student_loss_of_the_student_replaces_the_built_in_one(batch):
@@ -138,13 +207,13 @@ def test_student_loss_of_the_student_replaces_the_built_in_one(batch):
     weighed = objective({"kd_loss": 0.5, "student_loss": 2.0})
     returned = {"student_loss": student.square().mean()}
     for given in (labels, None):
-        terms = weighed.terms(student, targets, given, returned)
-        assert (terms["student_loss"].sum, int(terms["student_loss"].count)) == (
+        found = weighed.evaluate(student, targets, given, returned)
+        assert (found.terms["student_loss"].sum, int(found.terms["student_loss"].count)) == (
             returned["student_loss"],
             1,
         )
         wanted = 0.5 * kd_loss(student, targets, 2.0).mean() + 2 * returned["student_loss"]
-        torch.testing.assert_close(weighed.total(terms), wanted)
+        torch.testing.assert_close(found.total, wanted)
 
 
 @pytest.mark.parametrize("name", ["kd_loss", "cos_embed_loss", "mse_logits"])
@@ -153,7 +222,7 @@ def test_other_collisions_are_refused(batch, name, losses):
     """Trap 30: also for a target loss that is not in use."""
     student, targets, labels = batch
     with pytest.raises(UsageError, match=rf"student returned a loss called '{name}'.*another name"):
-        objective(losses).terms(student, targets, labels, {name: torch.tensor(1.0)})
+        objective(losses).evaluate(student, targets, labels, {name: torch.tensor(1.0)})
 
 
 @pytest.mark.parametrize("coefficient", [1.0, 0])
@@ -162,9 +231,9 @@ def test_an_unknown_name_is_refused_at_the_first_batch(batch, coefficient):
     student, targets, labels = batch
     misspelt = objective({"student_loss": 0.1, "kd_los": coefficient})
     assert misspelt.deferred == ("kd_los",)
-    message = r"'kd_los'.*Did you mean 'kd_loss'\? Known: centre, cos_embed_loss, kd_loss, mse_"
+    message = r"'kd_los'.*Did you mean 'kd_loss'\? Known: centre, cos_embed_loss, jensen_"
     with pytest.raises(UsageError, match=message):
-        misspelt.terms(student, targets, labels, {"centre": 1.0})
+        misspelt.evaluate(student, targets, labels, {"centre": 1.0})
 
 
 @pytest.mark.parametrize("value", [3, 0.25, torch.tensor(0.25), np.float32(0.25)])
@@ -172,19 +241,20 @@ def test_returned_losses_may_be_numbers_or_scalars(batch, value):
     student, targets, labels = batch
     weighed = objective({"kd_loss": 1.0, "penalty": 4.0})
     assert weighed.deferred == ("penalty",)
-    terms = weighed.terms(student, targets, labels, {"penalty": value})
-    assert terms["penalty"].mean() == float(value)
-    wanted = terms["kd_loss"].mean() + 4 * float(value)
-    torch.testing.assert_close(weighed.total(terms), wanted)
+    found = weighed.evaluate(student, targets, labels, {"penalty": value})
+    assert found.terms["penalty"].mean() == float(value)
+    wanted = found.terms["kd_loss"].mean() + 4 * float(value)
+    torch.testing.assert_close(found.total, wanted)
 
 
 def test_a_returned_loss_keeps_its_graph_and_is_widened(batch):
     student, targets, _ = batch
     weighed = objective({"penalty": 3.0})
     returned = {"penalty": student.to(torch.bfloat16).sum()}
-    term = weighed.terms(student, targets, None, returned)["penalty"]
+    found = weighed.evaluate(student, targets, None, returned)
+    term = found.terms["penalty"]
     assert term.sum.dtype == torch.float32
-    weighed.total({"penalty": term}).backward()
+    found.total.backward()
     assert torch.equal(student.grad, torch.full_like(student, 3))
 
 
@@ -201,38 +271,38 @@ def test_a_returned_loss_keeps_its_graph_and_is_widened(batch):
 def test_a_returned_loss_that_is_no_scalar_is_named(batch, value, said):
     student, targets, labels = batch
     with pytest.raises(UsageError, match=rf"'penalty' as {said}\. Return a scalar"):
-        objective().terms(student, targets, labels, {"penalty": value})
+        objective().evaluate(student, targets, labels, {"penalty": value})
 
 
 @pytest.mark.parametrize("losses", [{"kd_loss": 1.0}, {"kd_loss": 1.0, "penalty": 0}])
 def test_a_returned_loss_without_coefficient_is_logged_only(batch, losses):
     student, targets, labels = batch
     weighed = objective(losses)
-    terms = weighed.terms(student, targets, labels, {"penalty": float("nan")})
-    assert terms["penalty"].mean().isnan()
-    torch.testing.assert_close(weighed.total(terms), terms["kd_loss"].mean())
+    found = weighed.evaluate(student, targets, labels, {"penalty": float("nan")})
+    assert found.terms["penalty"].mean().isnan()
+    torch.testing.assert_close(found.total, found.terms["kd_loss"].mean())
 
 
 def test_labels_are_asked_for_only_where_they_are_needed(batch):
     student, targets, _ = batch
     with pytest.raises(UsageError, match=r"'student_loss' needs labels.*batch\.labels"):
-        objective({"kd_loss": 0.9, "student_loss": 0.1}).terms(student, targets)
+        objective({"kd_loss": 0.9, "student_loss": 0.1}).evaluate(student, targets)
     problem = "they are torch.float32 of shape (4, 1)"
     with pytest.raises(UsageError, match=r"of the batch cannot be used: they .* \(4, 1\)\. Say w"):
-        objective({"student_loss": 0.1}).terms(student, targets, label_problem=problem)
-    assert objective({"kd_loss": 0.9, "student_loss": 0}).terms(student, targets).keys() == {
-        "kd_loss"
-    }
+        objective({"student_loss": 0.1}).evaluate(student, targets, label_problem=problem)
+    assert objective({"kd_loss": 0.9, "student_loss": 0}).evaluate(
+        student, targets
+    ).terms.keys() == {"kd_loss"}
 
 
 def test_plain_label_training_needs_no_targets(batch):
     student, _, labels = batch
     plain = objective({"student_loss": 1.0, "kd_loss": 0})
     assert not plain.needs_targets
-    assert plain.terms(student, None, labels).keys() == {"student_loss"}
+    assert plain.evaluate(student, None, labels).terms.keys() == {"student_loss"}
     assert objective().needs_targets
     with pytest.raises(UsageError, match="'kd_loss' needs soft targets"):
-        objective().terms(student, None, labels)
+        objective().evaluate(student, None, labels)
 
 
 def test_own_loss_by_class_path(batch, own_losses):
@@ -242,19 +312,19 @@ def test_own_loss_by_class_path(batch, own_losses):
     assert weighed.needs_targets
     assert weighed.deferred == ()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = weighed.terms(student.to(torch.bfloat16), targets)
-    assert terms[name].sum.dtype == torch.float32
+        found = weighed.evaluate(student.to(torch.bfloat16), targets)
+    assert found.terms[name].sum.dtype == torch.float32
     log_p, log_q = (targets.logits() / 2).log_softmax(-1), (student / 2).log_softmax(-1)
     wanted = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
-    torch.testing.assert_close(weighed.total(terms), 0.5 * wanted, rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(found.total, 0.5 * wanted, rtol=0.02, atol=1e-3)
     with pytest.raises(UsageError, match="student returned a loss called"):
-        weighed.terms(student, targets, labels, {name: 1.0})
+        weighed.evaluate(student, targets, labels, {name: 1.0})
 
 
 def test_own_loss_that_returns_no_sum_and_count(batch, own_losses):
     student, targets, _ = batch
     with pytest.raises(UsageError, match=r"forgot' returned Tensor, not a LossSum.*LossSum\.over"):
-        objective({f"{own_losses}.forgot": 1.0}).terms(student, targets)
+        objective({f"{own_losses}.forgot": 1.0}).evaluate(student, targets)
 
 
 @pytest.mark.parametrize(
