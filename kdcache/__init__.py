@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from kdcache.data.stream import CachedStream as CachedStream
     from kdcache.dump import dump_teacher as dump_teacher
     from kdcache.errors import KdcacheError as KdcacheError
+    from kdcache.importers.logprobs import import_logprobs as import_logprobs
     from kdcache.outputs import DeferredLogits as DeferredLogits
     from kdcache.store import open_cache as open_cache
     from kdcache.targets import SoftTargets as SoftTargets
-    from kdcache.tools.import_logprobs import import_logprobs as import_logprobs
     from kdcache.train import StudentModule as StudentModule
     from kdcache.train import train_student as train_student
 
@@ -38,7 +38,7 @@ _PUBLIC = {
     "StudentModule": "kdcache.train",
     "TopKCodec": "kdcache.codecs",
     "dump_teacher": "kdcache.dump",
-    "import_logprobs": "kdcache.tools.import_logprobs",
+    "import_logprobs": "kdcache.importers.logprobs",
     "open_cache": "kdcache.store",
     "train_student": "kdcache.train",
 }

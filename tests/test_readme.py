@@ -20,7 +20,7 @@ from kdcache.config import parse
 from kdcache.data.batch_section import parse_mapping
 from kdcache.experiment import DumpExperiment, StudentExperiment
 from tests.examples.idx_files import write_split
-from tests.tools import teacher_files
+from tests.importers import teacher_files
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN, DIGITS, MNIST = "README.md", "examples/digits/README.md", "examples/mnist/README.md"

@@ -22,7 +22,7 @@ ORDER = (
     ("predecessor",),
     ("config",),
     ("experiment",),
-    ("dump", "train", "tools"),
+    ("dump", "importers", "train", "tools"),
     ("tracking",),
     ("data",),
     ("losses", "store"),
@@ -49,7 +49,7 @@ ONLY_IN: Mapping[str, set[str]] = {
     "torchaudio": set(),
     "matplotlib": set(),
     "sklearn": set(),
-    "pyarrow": {"tools"},  # an optional extra, to read somebody else's Parquet files
+    "pyarrow": {"importers"},  # an optional extra, to read somebody else's Parquet files
     "pickle": set(),  # a cache holds none, and nothing unpickles what somebody else wrote
     "cloudpickle": set(),
     "dill": set(),

@@ -38,7 +38,7 @@ interrupted one stopped.
 def run(arguments: Sequence[str]) -> int:
     """Import files and print what the cache holds."""
     options = _parser().parse_args(arguments)
-    from kdcache.tools.import_logprobs import import_logprobs
+    from kdcache.importers.logprobs import import_logprobs
 
     with shard_bar("importing") as progress:
         cache = import_logprobs(

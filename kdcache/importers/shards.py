@@ -16,8 +16,8 @@ from kdcache.codecs import TopKCodec
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS, Array, Column
 from kdcache.data.fingerprint import fingerprint, token_ids
 from kdcache.data.labels import MAX_NATS, label_nats
-from kdcache.tools.logprob_records import Record
-from kdcache.tools.logprob_rows import TopRows, top_rows
+from kdcache.importers.records import Record
+from kdcache.importers.rows import TopRows, top_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +40,7 @@ class Layout:
     Attributes:
         codec: whose columns they are.
         num_classes: C.
-        shift: see :mod:`kdcache.tools.logprob_rows`.
+        shift: see :mod:`kdcache.importers.rows`.
     """
 
     codec: TopKCodec

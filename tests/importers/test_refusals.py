@@ -10,7 +10,7 @@ import pytest
 import kdcache
 from kdcache.errors import DataError, UsageError
 from kdcache.store import open_cache
-from tests.tools.teacher_files import make_sequences, vllm_records, write_lines
+from tests.importers.teacher_files import make_sequences, vllm_records, write_lines
 
 NAN, INF = float("nan"), float("inf")
 FIRST, SECOND = {"1": -0.5, "2": -1.5}, {"3": -0.4, "2": -2.0}
@@ -153,7 +153,7 @@ def test_what_is_wrong_late_leaves_whole_shards_and_a_way_out(tmp_path):
 
 
 def test_a_file_that_is_being_written_is_found(tmp_path, monkeypatch):
-    from kdcache.tools import import_logprobs as tool
+    from kdcache.importers import logprobs as tool
 
     path = write_lines(tmp_path / "a.jsonl", vllm_records(make_sequences((3,) * 5)))
     real = tool.look_at

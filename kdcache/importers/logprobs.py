@@ -24,11 +24,11 @@ from kdcache.data.fingerprint import TOKENS, FingerprintSource
 from kdcache.data.keys import CONTENT, INDEX
 from kdcache.data.vocabulary import IDENTITY, vocabulary_digest
 from kdcache.errors import DataError, UsageError, suggest
+from kdcache.importers.files import RawRecord, SourceFile, look_at, raw_records
+from kdcache.importers.records import Fields, Record, read_record
+from kdcache.importers.rows import num_top
+from kdcache.importers.shards import Layout, Sample
 from kdcache.store import Cache, Manifest, ViewWriter, check_cache_path, open_cache
-from kdcache.tools.logprob_files import RawRecord, SourceFile, look_at, raw_records
-from kdcache.tools.logprob_records import Fields, Record, read_record
-from kdcache.tools.logprob_rows import num_top
-from kdcache.tools.logprob_shards import Layout, Sample
 from kdcache.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -64,7 +64,7 @@ def import_logprobs(
     every token the log-probabilities of the most probable tokens at its place, as a language
     model gives them for a prompt. It has L - 1 positions, those of a causal student with
     ``batch: {causal: true}``. What forms are understood is said in
-    :mod:`kdcache.tools.logprob_records`; what vLLM gives needs no setting.
+    :mod:`kdcache.importers.records`; what vLLM gives needs no setting.
 
     Students find a sample by the content of its token ids: their dataset gives samples with the
     same ids, without padding, as a list, array or tensor of any integer type.

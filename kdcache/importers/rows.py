@@ -16,7 +16,7 @@ import numpy as np
 
 from kdcache.columns import Array
 from kdcache.errors import DataError
-from kdcache.tools.logprob_records import NO_RANK, Record
+from kdcache.importers.records import NO_RANK, Record
 
 LEAST_TAIL = float(np.finfo(np.float32).eps)
 """What probabilities in float32 can be said to leave to other classes, at the least."""

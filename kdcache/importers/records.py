@@ -27,7 +27,7 @@ import numpy as np
 from kdcache.columns import Array
 from kdcache.data.leaves import leaf
 from kdcache.errors import DataError
-from kdcache.tools.logprob_files import RawRecord
+from kdcache.importers.files import RawRecord
 
 NO_RANK = 0
 _LEAST, _MOST = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)

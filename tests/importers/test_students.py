@@ -11,7 +11,7 @@ from kdcache.errors import AlignmentError, MismatchError, UnsupportedTargetsErro
 from kdcache.losses import kd_loss
 from tests.data import toys
 from tests.data.sequences import VOCABULARY, CausalNet, pad_left, pad_right
-from tests.tools.teacher_files import (
+from tests.importers.teacher_files import (
     CAUSAL,
     LENGTHS,
     collate,

@@ -1,7 +1,7 @@
 """Files of records that hold a teacher's log-probabilities: JSON lines, or Parquet.
 
 Here a file becomes records, each a mapping of plain Python values; what is in them is read by
-``logprob_records``. A file is read as a stream, and a record only where it is wanted.
+``records``. A file is read as a stream, and a record only where it is wanted.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ import torch
 from kdcache.codecs import TopKCodec
 from kdcache.data.fingerprint import fingerprint
 from kdcache.errors import MismatchError
+from kdcache.importers import logprobs as tool
 from kdcache.store import ViewWriter, open_cache
-from kdcache.tools import import_logprobs as tool
 from kdcache.tools.fidelity import totals
 from kdcache.tools.inspect import inspect_cache
 from kdcache.tools.merge import merge_caches
 from kdcache.tools.verify import verify_cache
-from tests.tools.teacher_files import (
+from tests.importers.teacher_files import (
     CODEC,
     LENGTHS,
     VOCABULARY,
