@@ -10,7 +10,7 @@ import pytest
 
 from kdcache.cli import main
 from kdcache.store import open_cache
-from tests.tools.teacher_files import make_sequences, vllm_records, write_lines
+from tests.importers.teacher_files import make_sequences, vllm_records, write_lines
 
 SAMPLES = make_sequences()
 

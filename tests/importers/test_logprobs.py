@@ -256,7 +256,8 @@ def test_what_the_commits_sum_up(tmp_path, lines, cache):
     nats = -log_p.gather(-1, labels[:, None]).sum()
     assert sums["cross_entropy"] == pytest.approx(float(nats), rel=1e-6)
     other = sums_of(dumped(tmp_path / "dumped.zarr", SAMPLES).path)
-    assert sums == pytest.approx({name: other[name] for name in sums}, rel=1e-6)
+    # The smallest tails are below what 1 - sum(p) can tell, and floored (rows.py).
+    assert sums == pytest.approx({name: other[name] for name in sums}, rel=5e-3)
     assert {"stored_cross_entropy", "stored_cross_entropy_squared"} < sums.keys()
 
     report = inspect_cache(cache)["splits"]["train"]
@@ -275,7 +276,7 @@ def test_a_cross_entropy_that_is_not_known_is_not_invented(tmp_path, cache):
     assert report["teacher"].keys() == {"accuracy"}
     dump = sums_of(dumped(tmp_path / "dumped.zarr", SAMPLES).path)
     found = sums_of(cache)
-    assert found["stored_cross_entropy"] == pytest.approx(dump["stored_cross_entropy"], rel=1e-6)
+    assert found["stored_cross_entropy"] == pytest.approx(dump["stored_cross_entropy"], rel=5e-3)
     assert 0 < found["cross_entropy_unknown"] < found["positions"]
 
 
