@@ -11,7 +11,8 @@ gigabytes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -28,6 +29,7 @@ DType = Literal["float16", "float32"]
 # Numbers of a block: its copies stay in a CPU's cache, or are small beside a GPU's memory.
 _BLOCK_NUMBERS = {"cpu": 1 << 19}
 _MOST_NUMBERS = 1 << 26
+_MOST_SQUARES = 3
 
 
 def _id_dtype(num_classes: int) -> str:
@@ -46,6 +48,32 @@ def _blocks(num_positions: int, num_classes: int, device: torch.device) -> Itera
     count = max(1, num_positions // max(2, most // num_classes))
     ends = [num_positions * block // count for block in range(count + 1)]
     return itertools.starmap(slice, itertools.pairwise(ends))
+
+
+def _log_sums(log_p: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Log of the sum of p**(1/T) for every T, (n, S); -inf where no class is left.
+
+    Relative to the largest p, so that a small tail does not vanish. The exponentials are most of
+    the work at a vocabulary's width: those at T / 2 are the squares of those at T, of which at
+    most three follow one another, since each doubles the rounding of the last.
+
+    Args:
+        log_p: (n, C), -inf for a class that does not count. Overwritten.
+        temperatures: the S temperatures, in any order.
+    """
+    top = log_p.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(log_p.dtype).min)
+    relative = log_p.sub_(top)
+    sums: dict[float, Tensor] = {}
+    powers, at, squared = relative, math.inf, 0
+    for temperature in sorted(set(temperatures), reverse=True):
+        squared += 1
+        if at == 2 * temperature and squared <= _MOST_SQUARES:
+            powers.square_()
+        else:
+            powers, squared = (relative / temperature).exp_(), 0
+        at = temperature
+        sums[at] = powers.sum(dim=-1).log() + top.squeeze(-1) / at
+    return torch.stack([sums[t] for t in temperatures], dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +147,10 @@ class TopKCodec(FixedCodec):
         tail = logits.log_softmax(dim=-1)
         log_p, ids = tail.topk(min(self.k, logits.shape[-1]), dim=-1)
         tail.scatter_(-1, ids, -torch.inf)
-        sums = [(tail / t if t != 1 else tail).logsumexp(dim=-1) for t in self.temperatures]
-        made = {"ids": ids, "log_p": log_p, "tail_log_sums": torch.stack(sums, dim=-1)}
-        return {**made, "offset": logits.logsumexp(dim=-1)} if self.offset else made
+        made = {"ids": ids, "log_p": log_p, "tail_log_sums": _log_sums(tail, self.temperatures)}
+        if self.offset:
+            made["offset"] = logits.gather(-1, ids[:, :1]).squeeze(-1) - log_p[:, 0]
+        return made
 
     def decode(
         self, columns: Mapping[str, Tensor], num_positions: Tensor, num_classes: int
