@@ -1,12 +1,14 @@
 """Building a local copy: under a temporary name of its own, renamed when whole.
 
 The lock that callers hold is an optimisation. Two processes that both believe they hold it build
-twice; the second rename finds the folder there, and its builder uses the first one's.
+twice; the second rename finds the folder there, and its builder uses the first one's. Memory is
+bounded by one shard, however large the copy: what was written is let go of, shard by shard.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import re
 import shutil
@@ -31,7 +33,7 @@ META_FILE = "copy.json"
 _LOCK_FILE = "lock"
 _ABANDONED_AFTER_S = 3600.0
 _BUILDING = re.compile(r"\.[0-9a-f]{32}\.\d+\.([0-9a-f]{8})\.\w+")
-_CRC_STEP_BYTES = 16 << 20
+_CRC_STEP_BYTES = 1 << 20
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 Progress = Callable[[int, int], None]
 
@@ -63,11 +65,16 @@ def build(
     lock = FileLock(building / _LOCK_FILE)
     lock.acquire()
 
+    mapped: list[mmap.mmap] = []
+
     def make(per: Per, dtype: np.dtype[Any], length: int) -> Array:
         _reserve(building / per, length * dtype.itemsize)
-        return np.memmap(building / per, dtype, "r+", shape=(length,))
+        mapped.append(_map(building / per))
+        return np.frombuffer(mapped[-1], dtype)
 
     def alive(done: int, total: int) -> None:
+        for pages in mapped:
+            _let_go(pages)
         os.utime(building)
         if progress is not None:
             progress(done, total)
@@ -80,11 +87,10 @@ def build(
         _check_room(view, types.num_bytes(rows), target.parent)
         tables = types.allocate(rows, make)
         fill(view, types, tables, alive)
-        for table in tables.values():
-            if isinstance(table, np.memmap):
-                table.flush()
+        for pages in mapped:
+            pages.flush()
         meta = {
-            "crc32c": {per: table_crc(table) for per, table in tables.items()},
+            "crc32c": {per: file_crc(building / per) for per in tables},
             "rows": dict(rows),
             "num_positions": types.num_positions,
         }
@@ -173,10 +179,21 @@ def _reserve(file: Path, size: int) -> None:
             stream.truncate(size)
 
 
-def table_crc(table: Array) -> int:
-    """crc32c over a table's records."""
+def _map(file: Path) -> mmap.mmap:
+    with file.open("r+b") as stream:
+        return mmap.mmap(stream.fileno(), 0)
+
+
+def _let_go(pages: mmap.mmap) -> None:
+    """Take written pages out of this process; they stay in the file, and in the kernel's cache."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED)
+
+
+def file_crc(file: Path) -> int:
+    """crc32c over a table's records; 0 without a file, as that of a table without any."""
     crc = 0
-    step = max(1, _CRC_STEP_BYTES // max(1, table.dtype.itemsize))
-    for start in range(0, len(table), step):
-        crc = google_crc32c.extend(crc, table[start : start + step].tobytes())
+    with contextlib.suppress(FileNotFoundError), file.open("rb") as stream:
+        while content := stream.read(_CRC_STEP_BYTES):
+            crc = google_crc32c.extend(crc, content)
     return crc

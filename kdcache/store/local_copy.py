@@ -18,7 +18,7 @@ from kdcache.errors import CacheCorruptedError, CacheError, UsageError
 from kdcache.store.cache import View
 from kdcache.store.fields import Fields
 from kdcache.store.files import is_as_written, read_json, size_of
-from kdcache.store.local_build import META_FILE, Progress, build, fill, table_crc
+from kdcache.store.local_build import META_FILE, Progress, build, file_crc, fill
 from kdcache.store.locks import taking_turns
 from kdcache.store.manifest import Manifest
 from kdcache.store.records import TABLES, RecordTypes, Tables, take_records
@@ -95,7 +95,10 @@ class LocalCopy:
         if self.location is None:
             return
         recorded = _read_meta(self.location).mapping("crc32c")
-        found = {per: table_crc(table) for per, table in self._tables.items()}
+        try:
+            found = {per: file_crc(self.location / per) for per in self._tables}
+        except OSError as error:
+            raise _damaged(self.location) from error
         if dict(recorded) != found or not is_as_written(self.location / META_FILE):
             raise _damaged(self.location)
 

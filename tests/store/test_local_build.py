@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from kdcache.columns import Column
 from kdcache.errors import CacheError
 from kdcache.store import find_local_copy, local_build, open_cache, open_local_copy
 from kdcache.store.local_build import abandoned_builds
 from kdcache.store.locks import FileLock, taking_turns
 from tests.store.synthetic import (
+    COUNTS,
     concatenated,
     equal_bits,
     expected_take,
@@ -23,6 +25,7 @@ from tests.store.synthetic import (
     manifest,
     output_of,
     start_python,
+    write_view,
 )
 
 HERE = local_build._machine()
@@ -293,6 +296,34 @@ def test_a_build_shows_that_it_is_alive(view, base):
     open_local_copy(view, base, in_memory_bytes=0, progress=progress)
     assert len(seen) == 3
     assert min(seen) > 0
+
+
+MAPPED = """
+import sys
+from pathlib import Path
+from kdcache.store import open_cache, open_local_copy
+def mapped_kib():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssFile", "RssShmem")))
+view, base, seen = open_cache(sys.argv[1])["train"], Path(sys.argv[2]), [mapped_kib()]
+copy = open_local_copy(
+    view, base, in_memory_bytes=0, progress=lambda *_: seen.append(mapped_kib())
+)
+copy.check()
+seen.append(mapped_kib())
+print(max(seen) - min(seen))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+def test_the_copy_is_not_in_memory_while_it_is_built(tmp_path, base):
+    """32 MiB in 16 shards, then all of it checked: no more of it is mapped than a few shards."""
+    column = Column(name="values", per="position", dtype="float32", shape=(256,))
+    large = manifest(columns=(COUNTS, column), num_samples=1 << 15, samples_per_shard=1 << 11)
+    view = write_view(tmp_path / "large.zarr", large, make_shards(large, counts=[1]))
+    assert int(output_of(start_python(MAPPED, view.cache, base))) < 8 << 10
+    (copy,) = [path for path in base.iterdir() if path.is_dir()]
+    assert (copy / "sample").stat().st_size == 32 << 20
 
 
 def test_room_is_looked_at_after_the_dead_are_gone(view, base, monkeypatch):

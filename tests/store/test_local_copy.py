@@ -179,6 +179,15 @@ class TestDamagedCopy:
             file.write_bytes(good)
         copy.check()
 
+    @pytest.mark.parametrize("replace", [lambda _: None, Path.mkdir])
+    def test_lost_table_is_found_by_check(self, copy, replace):
+        """Also while it is still mapped: what counts is the file."""
+        table = next(path for path in copy.location.iterdir() if path.name != "copy.json")
+        table.unlink()
+        replace(table)
+        with pytest.raises(CacheCorruptedError, match="Remove that folder"):
+            copy.check()
+
     def test_size_is_found_at_open(self, view, copy, tmp_path):
         for file in copy.location.iterdir():
             good = file.read_bytes()

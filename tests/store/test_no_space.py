@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -231,6 +232,7 @@ def small_disk(tmp_path):
 
     yield size
     if mounted:
+        gc.collect()  # errors hold frames in cycles, and those a mapped file of this disk
         subprocess.run(["umount", str(folder)], check=True)
 
 
