@@ -25,8 +25,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
-import os
 import shutil
 import statistics
 import sys
@@ -35,7 +33,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +51,7 @@ from kdcache.losses import kd_loss
 from kdcache.store import Manifest, View, ViewWriter, open_cache, open_local_copy
 from kdcache.targets import rows_of
 from kdcache.tools.verify import verify_cache
+from scripts.peak_memory import MIB, Measured, measure
 
 CODEC = kdcache.TopKCodec(k=4, temperatures=(1.0,))
 SOURCE = FingerprintSource(name="inputs", paths=("input_ids",))
@@ -69,7 +67,7 @@ IMPORTS = [
     "rich.table",
     "zarr",
 ]
-ALLOWED_MIB, MIB, WATCH_S = 64, 1 << 20, 0.005
+ALLOWED_MIB = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,87 +270,13 @@ def train(job: Job) -> str:
 PHASES: tuple[Callable[[Job], str], ...] = (write, verify, first_use, train)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a phase took.
-
-    Attributes:
-        seconds: without start and imports.
-        remark: its own.
-        before_mib: RssAnon at its start.
-        anon_mib: peak of RssAnon.
-        file_mib: peak of RssFile.
-        all_mib: VmHWM.
-    """
-
-    seconds: float
-    remark: str
-    before_mib: float
-    anon_mib: float
-    file_mib: float
-    all_mib: float
-
-
-def measure(phase: Callable[[Job], str], job: Job) -> Measured:
-    """Run a phase in a process of its own, and look at its memory every 5 ms."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTS)
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(phase, job, theirs))
-    process.start()
-    theirs.close()
-    try:
-        ours.recv()  # everything is imported
-        before = memory_of(process.pid or 0)
-        peak = dict(before)
-        ours.send("begin")
-        while not ours.poll(WATCH_S):
-            for name, size in memory_of(process.pid or 0).items():
-                peak[name] = max(size, peak[name])
-        seconds, remark, highest = ours.recv()
-    except EOFError:
-        process.join()
-        raise SystemExit(
-            f"{phase.__name__}, {job.num_sequences:,} sequences: it ended with {process.exitcode}."
-        ) from None
-    process.join()
-    return Measured(
-        seconds=seconds,
-        remark=remark,
-        before_mib=before["RssAnon"] / MIB,
-        anon_mib=peak["RssAnon"] / MIB,
-        file_mib=peak["RssFile"] / MIB,
-        all_mib=highest / MIB,
-    )
-
-
-def _run(phase: Callable[[Job], str], job: Job, watcher: Connection) -> None:
-    watcher.send("ready")
-    watcher.recv()
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak begins anew
-    started = time.perf_counter()
-    remark = phase(job)
-    seconds = time.perf_counter() - started
-    watcher.send((seconds, remark, memory_of(os.getpid())["VmHWM"]))
-
-
-def memory_of(pid: int) -> dict[str, int]:
-    """Bytes of a running process by the kernel's names; none of one that has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return {}
-    found = dict(line.split(":", 1) for line in lines if line.endswith(" kB"))
-    return {name: int(size.removesuffix("kB")) << 10 for name, size in found.items()}
-
-
 def all_phases(job: Job) -> dict[str, Measured]:
     """Everything with one cache, which is removed afterwards."""
     job.folder.mkdir()
     found = {}
     for phase in PHASES:
         name = phase.__name__.replace("_", " ")
-        found[name] = measure(phase, job)
+        found[name] = measure(phase, job, imports=IMPORTS, title=f"{job.num_sequences:,} sequences")
         print(f"{job.num_sequences:>9,} {name:<10} {found[name].remark}", flush=True)
     shutil.rmtree(job.folder)
     return found

@@ -17,7 +17,8 @@ import torch
 
 import kdcache
 from scripts import large_cache
-from scripts.large_cache import Job, Measured, growth, mean_length, measure, pad, write
+from scripts.large_cache import IMPORTS, Job, growth, mean_length, pad, write
+from scripts.peak_memory import Measured, measure
 from tests.store.synthetic import ROOT
 
 MIB = 1 << 20
@@ -139,13 +140,13 @@ def broken(job):
 @needs_proc
 class TestMeasure:
     def test_anonymous_memory(self, job):
-        found = measure(hold, job)
+        found = measure(hold, job, imports=IMPORTS)
         assert found.remark == "held 104,857,600"
         assert 95 < found.anon_mib - found.before_mib < 120
         assert found.all_mib >= found.anon_mib
 
     def test_mapped_files_apart(self, job):
-        found = measure(read_mapped, job)
+        found = measure(read_mapped, job, imports=IMPORTS)
         assert found.remark == "sum 0"
         assert found.file_mib > 30
         assert found.anon_mib - found.before_mib < 33  # what was written, at most
@@ -153,7 +154,7 @@ class TestMeasure:
 
     def test_failure_is_named(self, job):
         with pytest.raises(SystemExit, match="broken, 50 sequences: it ended with 1"):
-            measure(broken, job)
+            measure(broken, job, imports=IMPORTS, title="50 sequences")
 
 
 def test_growth():
