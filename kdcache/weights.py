@@ -51,10 +51,14 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+    is_checkpoint = isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping)
+    if is_checkpoint:
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise DataError(f"{path} holds no state dict (names with tensors).")
-    if found and all(name.startswith(_STUDENT) for name in found):
+        raise DataError(
+            f"{path} holds no state dict (names with tensors). Write one with "
+            "torch.save(model.state_dict(), path)."
+        )
+    if is_checkpoint and all(name.startswith(_STUDENT) for name in found):
         return {name.removeprefix(_STUDENT): value for name, value in found.items()}
     return found

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.errors import DataError
-from kdcache.outputs import count_positions, flatten_positions, read_output
+from kdcache.outputs import DeferredLogits, count_positions, flatten_positions, read_output
 
 LOGITS = torch.arange(12.0).reshape(4, 3)
 Named = namedtuple("Named", ["logits", "hidden"])
@@ -71,6 +71,60 @@ def test_no_class_axis(shape, class_dim):
     """One logit a row is a sigmoid head, and axis 0 is the batch."""
     with pytest.raises(DataError, match=rf"no class axis {class_dim}\..*multi-label"):
         read_output({"logits": torch.zeros(shape)}, class_dim)
+
+
+def deferred(**settings):
+    generator = torch.Generator().manual_seed(0)
+    numbers = [torch.randn(shape, generator=generator) for shape in ((2, 4, 6), (5, 6), (5,))]
+    return DeferredLogits(
+        **dict(zip(("hidden", "weight", "bias"), numbers, strict=True)) | settings
+    )
+
+
+def test_classes_that_only_pad_a_vocabulary_are_cut_off():
+    images = torch.randn(2, 5, 3, 4)
+    found = read_output(images, class_dim=1, num_classes=3).logits
+    assert torch.equal(found, images[:, :3].movedim(1, -1))
+    assert torch.equal(read_output(LOGITS, num_classes=3).logits, LOGITS)
+    for student in (deferred(), deferred(bias=None), deferred(scale=2.0, softcap=0.5)):
+        cut = read_output({"logits": student}, num_classes=3).logits
+        assert cut.shape == (2, 4, 3)
+        torch.testing.assert_close(cut.logits(), student.logits()[..., :3])
+
+
+@pytest.mark.parametrize(
+    ("output", "class_dim", "num_classes", "says"),
+    [
+        (LOGITS, -1, 4, r"has 3 classes, batch\.num_classes says that 4 count"),
+        (deferred(), -1, 6, r"has 5 classes, batch\.num_classes says that 6 count"),
+        (deferred(), 1, None, r"classes last, not on axis 1"),
+    ],
+)
+def test_classes_that_are_not_there_are_not_cut_off(output, class_dim, num_classes, says):
+    with pytest.raises(DataError, match=says):
+        read_output(output, class_dim, num_classes)
+
+
+def test_deferred_logits_are_what_they_say():
+    student = deferred(scale=0.5, softcap=2.0)
+    plain = 0.5 * (student.hidden @ student.weight.T + student.bias)
+    torch.testing.assert_close(student.logits(), 2 * (plain / 2).tanh())
+    assert student.shape == plain.shape
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weight": torch.ones(5, 4)},
+        {"weight": torch.ones(6)},
+        {"hidden": torch.ones(6)},
+        {"bias": torch.ones(6)},
+        {"bias": torch.ones(5, 1)},
+    ],
+)
+def test_shapes_that_make_no_logits_are_refused(settings):
+    with pytest.raises(DataError, match=r"make no logits: \(\.\.\., D\), \(C, D\) and \(C,\) do"):
+        deferred(**settings)
 
 
 def test_positions_without_a_mask():

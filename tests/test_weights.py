@@ -59,6 +59,13 @@ def test_loads_what_was_saved(write, name, make, tmp_path):
         assert torch.equal(ours, theirs)
 
 
+def test_a_model_may_call_a_part_of_its_own_student(tmp_path):
+    saved, loaded = (nn.ModuleDict({"student": nn.Linear(2, 2)}) for _ in range(2))
+    write_state_dict(saved, tmp_path / "w.pt")
+    load_weights(loaded, tmp_path / "w.pt")
+    assert torch.equal(saved["student"].weight, loaded["student"].weight)
+
+
 class _Mark:
     """Leaves a file where it is unpickled."""
 
@@ -83,6 +90,7 @@ def write_code(path):
         ("other.pt", lambda p: write_state_dict(nn.Linear(3, 3), p), "size mismatch"),
         ("names.pt", lambda p: torch.save({"w": torch.ones(1)}, p), "Missing key"),
         ("list.pt", lambda p: torch.save([1, 2], p), "no state dict"),
+        ("text_in.pt", lambda p: torch.save({"weight": "3"}, p), "no state dict"),
     ],
 )
 def test_anything_else_is_refused(name, write, says, tmp_path):

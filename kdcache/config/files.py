@@ -64,10 +64,11 @@ def read_file(path: Path) -> Raw:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
-    """``over`` on top of ``base``; another class_path starts with fresh init_args."""
+    """``over`` on top of ``base``; another class_path starts with fresh init_args and weights."""
     merged = dict(base)
     if "class_path" in over and over["class_path"] != base.get("class_path"):
         merged.pop("init_args", None)
+        merged.pop("weights", None)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):

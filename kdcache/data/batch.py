@@ -21,7 +21,7 @@ from kdcache.data.masks import (
     check_not_own_tokens,
     describe_source,
     is_mask_source,
-    output_path,
+    output_paths,
     shifted_labels,
 )
 from kdcache.errors import DataError, UsageError
@@ -32,6 +32,7 @@ _MODEL_INPUTS = frozenset(
 )
 _LABELS = ("labels", "label", "label_ids")
 _MASK = "attention_mask"
+_DECODER = "decoder_input_ids"
 _INPUTS = "batch.inputs"
 
 
@@ -83,7 +84,7 @@ class BatchMapping:
         mask: which positions count: one source, or several that all have to agree; see
             :data:`kdcache.data.masks.MaskSource` (a path, ``labelled``, ``predicted:<path>``,
             ``function:<class path>``, ``output:<path>``). An ``attention_mask`` among inferred
-            inputs is one where it has the shape of the model's positions.
+            inputs is one where it has the shape of the model's positions; with ``causal`` always.
         causal: logits at position t predict token t + 1: labels, mask and segments, which are of
             tokens, move to the positions that predict them. A position counts where its own token
             and the next are real (of one segment, where there are segments); the last predicts
@@ -153,9 +154,9 @@ class BatchMapping:
         return self.mask if isinstance(self.mask, tuple) else (self.mask,)
 
     @property
-    def output_mask(self) -> Path | None:
-        """Path of a mask in the model's output, where one is asked for."""
-        return output_path(self.masks)
+    def output_masks(self) -> tuple[str, ...]:
+        """Paths of masks in the model's output, where any is asked for."""
+        return output_paths(self.masks)
 
     def resolve(self, batch: Any) -> BatchMapping:
         """The same mapping with inferred parts filled in from a batch.
@@ -199,13 +200,13 @@ class BatchMapping:
                 "names that the model takes: batch: {inputs: {x: image}, labels: digit}."
             )
         # With decoder inputs the logits are the decoder's, and this is the encoder's mask.
-        has_mask = self.mask is None and _MASK in names and "decoder_input_ids" not in names
+        has_mask = self.mask is None and _MASK in names and _DECODER not in names
         return dataclasses.replace(
             self,
             inputs={name: name for name in names},
             labels=self.labels if self.labels is not None else labels,
             mask=_MASK if has_mask else self.mask,
-            mask_inferred=has_mask,
+            mask_inferred=has_mask and not self.causal,  # of tokens for certain
         )
 
     def fit_to(
@@ -237,15 +238,13 @@ class BatchMapping:
         if self.causal and labels is not None:
             labels = shifted_labels(labels)
         segments = None if self.segments is None else leaf(batch, self.segments, "batch.segments")
-        ids = next((v for v in (*kwargs.values(), *args) if _is_tokens(v)), None)
-        attention = kwargs.get(_MASK)
-        is_real = isinstance(attention, Tensor) and attention.dim() == 2
+        ids, real = _tokens(args, kwargs)
         mask = batch_mask(
             self.masks,
             batch,
             labels,
             causal=bool(self.causal),
-            real=attention if is_real else None,
+            real=real,
             segments=segments,
             like=ids,
         )
@@ -295,7 +294,7 @@ class CallableMapping:
     class_dim: int = -1
     num_classes: int | None = None
     mask_inferred: ClassVar[bool] = False
-    output_mask: ClassVar[None] = None
+    output_masks: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_num_classes(self.num_classes)
@@ -339,6 +338,18 @@ def _is_path(path: object) -> bool:
 
 def _is_flag(value: object) -> bool:
     return value is None or isinstance(value, bool)
+
+
+def _tokens(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Ids and attention mask (B, L) of what the logits are of: of a decoder, where there is one."""
+    values, mask = (*kwargs.values(), *args), _MASK
+    if _DECODER in kwargs:
+        values, mask = (kwargs[_DECODER],), f"decoder_{_MASK}"
+    real = kwargs.get(mask)
+    is_real = isinstance(real, Tensor) and real.dim() == 2
+    return next(filter(_is_tokens, values), None), real if is_real else None
 
 
 def _is_tokens(value: object) -> bool:

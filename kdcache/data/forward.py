@@ -95,8 +95,8 @@ def forward(model: Callable[..., Any], mapping: Mapped, batch: Any) -> FlatOutpu
     output = read_output(returned, mapping.class_dim, mapping.num_classes)
     shape = output.logits.shape[:-1]
     mapping, mask = mapping.fit_to(shape, selected)
-    if mapping.output_mask is not None:
-        mask = _with_output_mask(returned, mapping.output_mask, mask)
+    for path in mapping.output_masks:
+        mask = _with_output_mask(returned, path, mask)
     check_class_axis(selected.labels, output.logits.shape)
     num_positions = count_positions(output.logits, mask)  # checks the mask's shape
     labels = flat_labels(selected.labels, shape, mask)
@@ -118,8 +118,8 @@ def _flat(logits: Logits) -> Logits:
     return logits.reshape(-1, logits.shape[-1])
 
 
-def _with_output_mask(returned: Any, path: int | str, mask: Tensor | None) -> Tensor:
-    """The mask that a model returned, and where the batch has one, only where both agree."""
+def _with_output_mask(returned: Any, path: str, mask: Tensor | None) -> Tensor:
+    """The mask that a model returned, and where there is another, only where both agree."""
     found = leaf(returned, path, f"batch.mask {OUTPUT}")
     if not isinstance(found, Tensor):
         raise DataError(
@@ -129,7 +129,7 @@ def _with_output_mask(returned: Any, path: int | str, mask: Tensor | None) -> Te
         return found
     if mask.shape != found.shape:
         raise DataError(
-            f"the model returned a mask of shape {tuple(found.shape)} ({OUTPUT}{path}), the "
-            f"batch has one of {tuple(mask.shape)}. Both say which positions count."
+            f"the model returned a mask of shape {tuple(found.shape)} ({OUTPUT}{path}), and there "
+            f"is one of {tuple(mask.shape)} (batch.mask). Both say which positions count."
         )
     return found.bool() & mask.bool()

@@ -213,7 +213,7 @@ class Join(ABC):
             self._collated = len(joined.samples[few])
         # An inferred mask may be no mask of positions, and a model may add one of its own: only
         # its output tells.
-        is_final = not mapping.mask_inferred and mapping.output_mask is None
+        is_final = not (mapping.mask_inferred or mapping.output_masks)
         if selected.mask is not None and is_final:
             _check_mask(selected.mask, targets.num_positions, joined.indices)
         return JoinedBatch(batch, targets)

@@ -46,9 +46,12 @@ def import_function(path: str) -> Callable[[Any], Any]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"batch: {path!r} cannot be imported ({error}).") from error
+        raise UsageError(
+            f"batch: {path!r} cannot be imported ({error}). Give a function's class path, such as "
+            "my_module.my_function."
+        ) from error
     if not callable(found):
-        raise UsageError(f"batch: {path!r} is not callable.")
+        raise UsageError(f"batch: {path!r} is {describe(found)}, not callable. Name a function.")
     return found  # type: ignore[no-any-return]
 
 
@@ -60,10 +63,10 @@ def describe_source(source: MaskSource) -> str:
     return f"{FUNCTION}{source.__module__}.{name}"
 
 
-def output_path(sources: Sequence[MaskSource]) -> str | None:
-    """The path of the mask in the model's output, where one is asked for."""
-    paths = [s.removeprefix(OUTPUT) for s in sources if isinstance(s, str) and s.startswith(OUTPUT)]
-    return paths[0] if paths else None
+def output_paths(sources: Sequence[MaskSource]) -> tuple[str, ...]:
+    """The paths of the masks in the model's output, where any is asked for."""
+    names = [source for source in sources if isinstance(source, str)]
+    return tuple(name.removeprefix(OUTPUT) for name in names if name.startswith(OUTPUT))
 
 
 def next_tokens(values: Tensor, fill: int) -> Tensor:
@@ -89,7 +92,7 @@ def shifted_labels(labels: Any) -> Tensor:
             f"batch.causal moves labels by one token: it takes whole numbers (B, L), and these are "
             f"{what}. Correct the labels (batch.labels), or leave batch.causal out."
         )
-    return next_tokens(labels, IGNORE_INDEX)
+    return next_tokens(labels.long(), IGNORE_INDEX)  # uint8 holds no -100
 
 
 def batch_mask(
@@ -149,7 +152,7 @@ def _mask(source: MaskSource, batch: Any, labels: Tensor | None, *, causal: bool
                 "batch.mask says 'labelled', and the batch has no labels. Say where they are "
                 "(batch.labels), or name another mask."
             )
-        return labels != IGNORE_INDEX
+        return labels.long() != IGNORE_INDEX  # 156, in uint8
     is_predicted = isinstance(source, str) and source.startswith(PREDICTED)
     if isinstance(source, int | str):
         path = source.removeprefix(PREDICTED) if isinstance(source, str) else source
@@ -189,7 +192,9 @@ def _all_but_last(like: Tensor | None) -> list[Tensor]:
     return [mask]
 
 
-def _check_tokens(values: Tensor, name: str) -> None:
+def _check_tokens(values: object, name: str) -> None:
+    if not isinstance(values, Tensor):
+        raise DataError(f"{name} is {describe(values)}; of a causal model's tokens it is (B, L).")
     if values.dim() != 2:
         raise DataError(
             f"{name} has the shape {tuple(values.shape)}; of a causal model's tokens it is (B, L)."

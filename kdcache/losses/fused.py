@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kdcache.errors import UsageError, suggest
+from kdcache.errors import DataError, UsageError, suggest
 from kdcache.losses.chunk import Comparison, Factor, chunk_losses
 from kdcache.losses.divergences import DIVERGENCES
 from kdcache.losses.heads import Layer, blocks, through_layer, through_logits, wide
@@ -68,15 +67,11 @@ def fused_losses(
         UsageError: a loss that cannot be fused, or that has no targets or labels.
         DataError, UnsupportedTargetsError: see :func:`kdcache.losses.kd_loss`.
     """
-    tensors: tuple[Tensor | None, ...]
+    tensors: tuple[Any, ...] = (student,)
     if isinstance(student, DeferredLogits):
         tensors = (student.hidden, student.weight, student.bias)
-        layer = Layer(
-            dtype=_product_dtype(student.hidden), scale=student.scale, softcap=student.softcap
-        )
-    else:
-        tensors, layer = (student,), None
     check_floating(tensors[0])
+    layer = _layer(student) if isinstance(student, DeferredLogits) else None
     comparison = _comparison(
         student.shape,
         None if rows is None else len(rows),
@@ -118,10 +113,10 @@ def _comparison(
 ) -> Comparison:
     """What is asked for, checked as the plain functions check it."""
     unknown = next((name for name in weights if name not in FUSED), None)
-    if unknown is not None or not weights:
-        raise UsageError(
-            f"the loss {unknown!r} is not one that can be fused. {suggest(unknown or '', FUSED)}"
-        )
+    if unknown is not None:
+        raise UsageError(f"the loss {unknown!r} cannot be fused. {suggest(unknown, FUSED)}")
+    if not weights:
+        raise UsageError(f"no loss is given: there is nothing to compute. {suggest('', FUSED)}")
     for name in weights:
         if name == STUDENT_LOSS:
             if labels is None:
@@ -152,12 +147,17 @@ def _factor(weight: Factor) -> Factor:
     return float(weight)
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
-    """What F.linear would compute in: autocast leaves float64 alone."""
-    kind = hidden.device.type
-    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return hidden.dtype
-    return torch.get_autocast_dtype(kind)
+def _layer(student: DeferredLogits) -> Layer:
+    """Its products are in what F.linear would take: autocast leaves float64 alone."""
+    kind, dtype = student.device.type, student.hidden.dtype
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    elif student.weight.dtype != dtype:
+        raise DataError(
+            f"hidden states in {dtype} with a weight in {student.weight.dtype} make no logits. "
+            "Cast one of them, or train under autocast."
+        )
+    return Layer(dtype=dtype, scale=student.scale, softcap=student.softcap)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -242,8 +242,13 @@ class _Fused(torch.autograd.Function):
         return solution.total, *solution.sums
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # once_differentiable lets through what would then miss this loss's curvature.
+            raise UsageError(
+                "fused losses have a first derivative only, and create_graph=True asks for a "
+                "second. Use the plain functions (kdcache.losses.kd_loss, ...)."
+            )
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             needs_gradient = ctx.needs_input_grad[1:]
@@ -256,7 +261,7 @@ def _multiply(gradient: Tensor, factor: Tensor) -> Tensor:
     """Multiply in place, in float32: a loss scale of 65,536 is no float16, nor 1/3 a bfloat16."""
     if factor.device.type == "cpu" and float(factor) == 1:
         return gradient
-    if gradient.dtype == wide(gradient.dtype) or gradient.dim() != 2:
+    if gradient.dtype == wide(gradient.dtype):
         return gradient.mul_(factor)
     for block in blocks(len(gradient), gradient.shape[1], gradient.device, "logits"):
         gradient[block] = gradient[block].to(factor.dtype) * factor

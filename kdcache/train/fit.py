@@ -191,6 +191,12 @@ def check_options(options: Mapping[str, Any]) -> None:
             "its inference pipeline. Give a smaller set, or validate less often with "
             "trainer.check_val_every_n_epoch."
         )
+    accumulate = options.get("accumulate_grad_batches", 1)
+    if type(accumulate) is not int or accumulate < 1:
+        raise UsageError(
+            f"trainer.accumulate_grad_batches is how many batches make a step, 1 or more, not "
+            f"{accumulate!r}."
+        )
 
 
 def _callbacks(given: Any) -> list[Callback]:

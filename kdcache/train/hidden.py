@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from kdcache.errors import UsageError
+from kdcache.errors import DataError, UsageError
 from kdcache.outputs import DeferredLogits, read_output
 
 _TOLERANCE = 1e-3
@@ -28,8 +28,9 @@ class HiddenHead:
             called as it is.
 
     Raises:
-        UsageError: at the first call, where the student has no such parts, or does more with its
-            hidden states than its output layer says.
+        UsageError: at the first call, where the student has no such parts, does more with its
+            hidden states than its output layer says (or has parameters that might), or returns
+            losses of its own.
     """
 
     def __init__(self, student: nn.Module) -> None:
@@ -65,12 +66,14 @@ class HiddenHead:
         training = [module for module in self._student.modules() if module.training]
         self._student.eval()
         try:
-            own = read_output(self._student(*few, **named)).logits
+            output = read_output(self._student(*few, **named))
+            own = output.logits
             if isinstance(own, DeferredLogits):
                 self._defers_itself = True
                 return
-            found = self._run(few, named).logits()
-        except (AttributeError, TypeError) as error:
+            deferred = self._run(few, named)
+            found = deferred.logits()
+        except (AttributeError, TypeError, DataError) as error:
             raise UsageError(
                 f"distill.head: hidden needs a student with base_model(...).last_hidden_state and "
                 f"get_output_embeddings(), or one that returns kdcache.outputs.DeferredLogits; "
@@ -86,6 +89,27 @@ class HiddenHead:
                 f"the logits of {name} are not its hidden states times its output layer ({what}): "
                 "it does more between the two. Use distill.head: logits, or return "
                 "kdcache.outputs.DeferredLogits from the student."
+            )
+        if output.losses:
+            raise UsageError(
+                f"{name} returns losses of its own ({', '.join(output.losses)}), which its hidden "
+                "states alone do not make. Use distill.head: logits; or return "
+                "kdcache.outputs.DeferredLogits beside them; or, where they come from labels among "
+                "its inputs, leave these out (batch.inputs)."
+            )
+        self._check_parameters(deferred)
+
+    def _check_parameters(self, deferred: DeferredLogits) -> None:
+        """Refuse what may be added to the logits later, such as adapters that begin with 0."""
+        student: Any = self._student
+        used = {id(parameter) for parameter in student.base_model.parameters()}
+        used |= {id(deferred.weight), id(deferred.bias)}
+        unused = [n for n, p in student.named_parameters() if p.requires_grad and id(p) not in used]
+        if unused:
+            raise UsageError(
+                f"distill.head: hidden would not train {unused[0]!r} of "
+                f"{type(student).__name__}, the first of {len(unused)} parameters that are neither "
+                "of its base_model nor weight or bias of its output layer. Use head: logits."
             )
 
 

@@ -99,6 +99,7 @@ class StudentModule(pl.LightningModule):
             raise UsageError(f"there is no head {head!r}. {suggest(str(head), get_args(Head))}")
         self._hidden = HiddenHead(student) if head == "hidden" else None
         self._counter = StepCounter(needs_labels=bool(self.objective.losses.get(STUDENT_LOSS)))
+        self._resumed_at = 0
         self._finite = FiniteObjective()
         self._scored: object = None
         self._make_optimizer = optimizer
@@ -150,8 +151,21 @@ class StudentModule(pl.LightningModule):
 
     def _window(self, taken: int) -> int:
         """Micro-batches of the next optimiser step, the epoch's last one perhaps a shorter one."""
-        left = self.trainer.num_training_batches - taken
-        return int(max(0, min(self.trainer.accumulate_grad_batches, left)))
+        if not taken:  # a checkpoint from within an epoch goes on with the batches that are left
+            self._resumed_at = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        taken += self._resumed_at
+        size = self.trainer.accumulate_grad_batches
+        return int(max(0, min(size - taken % size, self.trainer.num_training_batches - taken)))
+
+    def on_fit_start(self) -> None:
+        """Refuse a precision in which Lightning would convert every batch, targets and all."""
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":
+            raise UsageError(
+                f"trainer.precision {precision} would round the teacher's targets with the batch. "
+                "Leave it out and give the student in that precision (student.bfloat16(), "
+                "student.double()), or use bf16-mixed."
+            )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The objective on one batch: a scalar with a graph, 0 where no position is valid."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from kdcache.data.forward import FlatOutput
 from kdcache.errors import UsageError
 from kdcache.losses import StepCounts
-from kdcache.losses.labels import IGNORE_INDEX
+from kdcache.losses.labels import IGNORE_INDEX, STUDENT_LOSS
 from kdcache.train.windows import WindowBatch
 
 
@@ -35,7 +35,8 @@ class StepCounter:
             output: of the student on it.
 
         Raises:
-            UsageError: batches are accumulated, and their counts are not known ahead.
+            UsageError: batches are accumulated, and their counts are not known ahead; or another
+                number of them than was looked ahead for.
         """
         if num_parts(trainer) == 1:
             return None
@@ -47,8 +48,15 @@ class StepCounter:
                 "positions they have together has to be known before the first. Give the Trainer "
                 "module.windowed(loader)."
             )
+        elif self._counts is not None and window.is_first != _begins_step(trainer):
+            raise UsageError(
+                f"Lightning adds up {trainer.accumulate_grad_batches} batches a step, and the "
+                "loader had looked ahead for another number when the epoch began. Give the Trainer "
+                "accumulate_grad_batches itself what the first epoch adds up."
+            )
         elif window.is_first or self._counts is None:
-            if self._needs_labels and "student_loss" not in output.losses and not window.is_known:
+            is_used = output.labels is not None and STUDENT_LOSS not in output.losses
+            if self._needs_labels and is_used and not window.is_known:
                 raise UsageError(
                     "the labels of a batch cannot be counted before the model has run (its output "
                     "decides which positions count), so batches cannot be accumulated exactly. "
@@ -57,6 +65,11 @@ class StepCounter:
             self._counts = _over_ranks(trainer, window.window.to(output.num_positions.device))
         positions, labelled, batches = self._counts.unbind()
         return StepCounts(positions=positions, labelled=labelled, batches=batches)
+
+
+def _begins_step(trainer: pl.Trainer) -> bool:
+    """Whether the current batch is the first of an optimiser step."""
+    return trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches == 0
 
 
 def num_parts(trainer: pl.Trainer) -> int:

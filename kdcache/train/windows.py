@@ -91,7 +91,7 @@ def _count(mapping: Mapped, batch: Any) -> tuple[int | None, int | None]:
         positions = batch.targets.num_rows()
     else:
         positions, labels, mask = None, selected.labels, selected.mask
-        is_told = mapping.output_mask is None and (mask is None or _has_shape(labels, mask))
+        is_told = not mapping.output_masks and (mask is None or _has_shape(labels, mask))
         is_told = is_told and is_class_numbers(labels)
         labels = flat_labels(labels, labels.shape, mask) if labels is not None and is_told else None
     return positions, None if labels is None else int((labels != IGNORE_INDEX).sum())

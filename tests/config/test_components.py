@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from kdcache.config import build, fingerprint_function
+from kdcache.config import build, build_model, fingerprint_function
 from kdcache.errors import UsageError
 
 MODULE = """
@@ -220,6 +221,18 @@ def test_dataclasses_and_builtins():
         ).out_features
         == 3
     )
+
+
+def test_a_models_weights_are_loaded(tmp_path):
+    layer = torch.nn.Linear(2, 3)
+    torch.save(layer.state_dict(), tmp_path / "w.pt")
+    sizes = {"in_features": 2, "out_features": 3}
+    section = {"class_path": "torch.nn.Linear", "init_args": sizes}
+    made = build_model({**section, "weights": str(tmp_path / "w.pt")}, "student")
+    assert torch.equal(made.weight, layer.weight)
+    assert not torch.equal(build_model(section, "student").weight, layer.weight)
+    with pytest.raises(UsageError, match=r"unknown key 'student\.layer\.weights'"):
+        build({**section, "weights": "w.pt"}, "student.layer")
 
 
 def test_arguments_of_the_caller_come_first():

@@ -146,6 +146,21 @@ def test_an_override_sets_one_key(name, text, section, expected):
     assert base == BASE
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda base: merge(base, {"student": {"class_path": "m.Other"}}),
+        lambda base: override(base, "student.class_path", "m.Other"),
+    ],
+    ids=["file", "command line"],
+)
+def test_weights_stay_with_their_class(change):
+    base = {"student": {**BASE["student"], "weights": "w.safetensors"}}
+    assert change(base) == {"student": {"class_path": "m.Other"}}
+    assert override(base, "student.weights", "v.pt")["student"]["weights"] == "v.pt"
+    assert override(base, "data.weights", "v.pt")["data"] == {"init_args": {"weights": "v.pt"}}
+
+
 def test_an_override_that_is_no_yaml():
     with pytest.raises(UsageError, match=r"--student.width: '\[' is not a valid value"):
         override({}, "student.width", "[")

@@ -1,24 +1,20 @@
 """Which positions of token sequences count, and what is stored of them: padding, shift, packing,
-masks. Held against every sequence by itself; each test fails where its handling is removed."""
+masks. Held against every sequence by itself; each test fails where its handling is removed.
+"""
 
 from __future__ import annotations
-
-import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from kdcache import BatchMapping, CachedDataset
-from kdcache.data.batch_section import parse_mapping
-from kdcache.data.masks import next_tokens
-from kdcache.errors import AlignmentError, DataError, UsageError
+from kdcache import CachedDataset
+from kdcache.errors import AlignmentError, DataError
 from tests.data import toys
 from tests.data.sequences import (
     IGNORED,
     LENGTHS,
     PACKED,
-    VOCABULARY,
     CausalNet,
     alone,
     loader,
@@ -177,75 +173,3 @@ def test_labels_that_are_the_input_ids_need_a_word(cache):
         toys.dump(cache, user, teacher=CausalNet())
     assert not cache.exists()
     toys.dump(cache, user, teacher=CausalNet(), batch={"causal": False})
-
-
-def test_unlabelled_batches_do_not_decide_about_the_shift():
-    batch = pad_right(sequences())
-    mapping = BatchMapping().resolve({**batch, "labels": torch.full_like(batch["labels"], IGNORED)})
-    assert mapping.causal is None
-    with pytest.raises(DataError, match="input ids themselves"):
-        mapping.resolve(batch)
-    other = {**batch, "labels": (batch["labels"] + 1) % VOCABULARY}
-    assert mapping.resolve(other).causal is False
-
-
-def test_without_masks_and_labels_the_last_position_predicts_nothing():
-    ids = torch.ones(2, 5, dtype=torch.int64)
-    mask = BatchMapping(inputs=[0], causal=True).select((ids,)).mask
-    assert mask.tolist() == [[True] * 4 + [False]] * 2
-
-
-def test_the_next_tokens_of_the_shortest_sequences():
-    assert next_tokens(torch.zeros(2, 0), 1).shape == (2, 0)
-    assert next_tokens(torch.zeros(1, 1), 7).tolist() == [[7]]
-    assert next_tokens(torch.tensor([[1, 2, 3]]), 0).tolist() == [[2, 3, 0]]
-
-
-@pytest.mark.parametrize("change", [{"mask": "labelled"}, {"causal": True}, {"segments": "s"}])
-def test_what_decides_positions_stands_in_the_manifest(change):
-    base = BatchMapping(inputs=["x"], labels="y", causal=True)
-    assert dataclasses.replace(base, causal=None).describe() != base.describe()
-    if change != {"causal": True}:
-        assert dataclasses.replace(base, **change).describe() != base.describe()
-
-
-@pytest.mark.parametrize(
-    ("spec", "says"),
-    [
-        ({"mask": "predicted:x"}, r"predicted:x is of tokens.*batch\.causal"),
-        ({"segments": "s"}, r"batch\.segments 's' is of tokens"),
-        ({"causal": "yes"}, r"batch\.causal is true or false, not 'yes'"),
-        ({"causal": 1}, r"batch\.causal is true or false, not 1"),
-        ({"mask": []}, r"batch\.mask is one path, 'labelled'"),
-        ({"mask": ["x", None]}, r"batch\.mask is one path, 'labelled'"),
-        ({"mask": "output:"}, r"batch\.mask is one path"),
-        ({"mask": "function:no.where"}, "cannot be imported"),
-        ({"num_classes": 1}, r"batch\.num_classes .*not 1"),
-        ({"num_classes": True}, r"batch\.num_classes"),
-        ({"segment": "s"}, r"'batch\.segment'.*Did you mean 'segments'"),
-    ],
-)
-def test_wrong_settings_are_refused(spec, says):
-    with pytest.raises(UsageError, match=says):
-        parse_mapping(spec, "teacher")
-
-
-@pytest.mark.parametrize(
-    ("mapping", "batch", "says"),
-    [
-        ({"mask": "labelled"}, (torch.ones(2, 3),), "the batch has no labels"),
-        ({"labels": 1}, (torch.ones(2, 3), torch.ones(2)), r"whole numbers \(B, L\).*shape \(2,\)"),
-        ({}, (torch.ones(2, 3, 4),), "where sequences end"),
-        ({"mask": 1}, (torch.ones(2, 3), torch.ones(2, 3, 4)), r"\(2, 3, 4\); of a causal"),
-        (
-            {"mask": [1, 2]},
-            (torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 4)),
-            r"different shapes: \(2, 3\), \(2, 4\)",
-        ),
-        ({"mask": "function:builtins.len"}, (torch.ones(2, 3),), "is a int, not a tensor"),
-    ],
-)
-def test_batches_that_do_not_fit_are_refused(mapping, batch, says):
-    made = parse_mapping({"inputs": [0], "causal": True, **mapping}, "student")
-    with pytest.raises(DataError, match=says):
-        made.select(batch)

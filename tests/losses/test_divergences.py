@@ -225,12 +225,11 @@ def test_an_undeclared_temperature_is_refused(loss):
 @pytest.mark.parametrize("k", [None, 3])
 def test_second_order_near_the_teacher(k):
     """All KL-like divergences of near distributions are one: JSD is a quarter of either KL."""
-    teacher = pair(seed=7)[1].double()
-    student = teacher + 1e-3 * pair(seed=8)[0]
-    targets = encoded(teacher.float(), k)
-    teacher = targets.logits().double() if k is None else teacher
+    teacher = pair(seed=7)[1]
+    student = teacher.double() + 0.02 * pair(seed=8)[0]
     forward, reverse, jsd = (
-        loss(student, targets, 1.0).sum.item() for loss in (kd_loss, reverse_kl, jensen_shannon)
+        loss(student, encoded(teacher, k), 1.0).sum.item()
+        for loss in (kd_loss, reverse_kl, jensen_shannon)
     )
-    assert reverse == pytest.approx(forward, rel=0.02)
-    assert jsd == pytest.approx(forward / 4, rel=0.02)
+    assert reverse == pytest.approx(forward, rel=0.05)
+    assert jsd == pytest.approx(forward / 4, rel=0.05)

@@ -274,6 +274,20 @@ def test_part_of_a_validation_set_is_refused(train, tmp_path, limit):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("number", [0, -1, 2.5, True])
+def test_a_step_has_at_least_one_batch(train, tmp_path, number):
+    with pytest.raises(UsageError, match=r"accumulate_grad_batches .* 1 or more, not"):
+        train(trainer={"accumulate_grad_batches": number})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_precision_that_would_round_targets_is_refused(train, tmp_path, precision):
+    with pytest.raises(UsageError, match=rf"{precision} would round the teacher's targets.*mixed"):
+        train(trainer={"precision": precision})
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

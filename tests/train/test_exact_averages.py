@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import DistributedSampler
+from pytorch_lightning.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 import kdcache
+from kdcache.data.batch import BatchMapping
+from kdcache.data.forward import forward
 from kdcache.errors import UsageError
+from kdcache.train.step_counts import StepCounter
 from tests.data.sequences import PACKED, CausalNet, loader
 from tests.train import small, uneven
 from tests.train.uneven import SAMPLES, expected, trained
@@ -51,6 +56,7 @@ def test_micro_batches_are_one_batch(token_cache, batch_size, options, steps):
     assert_same(trained(token_cache, batch_size, **options), expected(*steps))
 
 
+INPUTS = {"inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask"}}
 LAYOUTS = {
     "padded left": (SAMPLES, functools.partial(uneven.collate, side="left"), {"causal": True}),
     "packed": (uneven.packed_rows(), None, PACKED),
@@ -77,6 +83,82 @@ def test_padding_on_the_left_and_packing_change_nothing(layout, tmp_path):
     trainer = small.trainer(accumulate_grad_batches=100)
     trainer.fit(module, module.windowed(joined))
     assert_same(small.weights(net), expected(SAMPLES))
+
+
+@pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint", "ignore:.*ckpt_path")
+def test_an_epoch_that_is_resumed_has_fewer_batches(token_cache, tmp_path):
+    """Lightning begins with the loader's first batch again, and takes as many as were left."""
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    step_of_four = {"accumulate_grad_batches": 4}
+    trained(token_cache, 2, enable_checkpointing=True, callbacks=[keep], **step_of_four)
+    net = uneven.student()
+    module = uneven.module(net)
+    small.trainer(**step_of_four).fit(
+        module,
+        module.windowed(uneven.joined(token_cache, 2)),
+        ckpt_path=tmp_path / "step=1.ckpt",
+        weights_only=False,
+    )
+    assert_same(small.weights(net), expected(SAMPLES[:8], SAMPLES[:4]))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def stream_cache(tmp_path_factory):
+    return uneven.dump(tmp_path_factory.mktemp("stream") / "t.zarr", key="content")
+
+
+def streamed(cache, **options):
+    net = uneven.student()
+    module = uneven.module(net)
+    joined = kdcache.CachedStream(
+        Stream(), cache["train"], batch={"causal": True}, collate_fn=uneven.collate
+    )
+    loader = joined.loader_like(DataLoader(Stream(), batch_size=2, collate_fn=uneven.collate))
+    small.trainer(**options).fit(module, module.windowed(loader))
+    return small.weights(net)
+
+
+def test_a_stream_looks_ahead_as_well(stream_cache):
+    """It has no length: the last window of an epoch is shorter without a warning."""
+    found = streamed(stream_cache, accumulate_grad_batches=4)
+    assert_same(found, expected(SAMPLES[:8], SAMPLES[8:]))
+
+
+@pytest.mark.parametrize("to", ["dataset", "stream"])
+def test_accumulation_may_change_from_epoch_to_epoch(token_cache, stream_cache, to):
+    schedule = GradientAccumulationScheduler(scheduling={1: 4})
+    options = {"callbacks": [schedule], "max_epochs": 2, "accumulate_grad_batches": 1}
+    if to == "stream":
+        found = streamed(stream_cache, **options)
+    else:
+        found = trained(token_cache, 2, **options)
+    pairs = [SAMPLES[n : n + 2] for n in range(0, 12, 2)]
+    wanted = expected(*pairs, SAMPLES[:8], SAMPLES[8:])
+    before = small.weights(uneven.student())
+    assert (found - wanted).norm() <= 1e-4 * (wanted - before).norm()  # of eight steps
+
+
+def test_a_stream_that_looked_ahead_for_another_number_is_refused(stream_cache):
+    """Lightning fetches a stream's first batch before its callbacks change anything."""
+    schedule = GradientAccumulationScheduler(scheduling={0: 4})
+    with pytest.raises(UsageError, match=r"4 batches a step.*looked ahead for another number"):
+        streamed(stream_cache, callbacks=[schedule])
+
+
+def test_labels_that_are_not_there_are_named_as_such(token_cache):
+    mapping = {"inputs": ["input_ids"], "causal": True, "mask": "attention_mask"}
+    module = uneven.module(uneven.student(), batch=mapping)
+    joined = small.joined_loader(
+        token_cache, user=uneven.user_loader(3), collate_fn=uneven.collate, batch=mapping,
+        check_fingerprints=False,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"'student_loss' needs labels, and the batch has none"):
+        small.trainer(accumulate_grad_batches=2).fit(module, module.windowed(joined))
 
 
 def test_a_mean_of_means_would_be_another_step(token_cache):
@@ -140,13 +222,86 @@ class Masked(torch.nn.Module):
         return {"logits": self.net(**inputs)["logits"], "mask": mask}
 
 
+def trained_without_targets(batch_size, losses, mapping, net=None):
+    """Weights after one step on all of the user's own batches."""
+    net = net or uneven.student()
+    sgd = functools.partial(torch.optim.SGD, lr=0.1)
+    module = kdcache.StudentModule(net, losses=losses, batch=mapping, optimizer=sgd)
+    trainer = small.trainer(accumulate_grad_batches=len(SAMPLES) // batch_size)
+    trainer.fit(module, module.windowed(uneven.user_loader(batch_size)))
+    return small.weights(net)
+
+
+def unlike_two(batch):
+    """A mask of tokens that leaves out labelled ones."""
+    return batch["input_ids"] != 2
+
+
+@pytest.mark.parametrize("mask", [None, unlike_two])
+def test_batches_without_targets_are_counted_by_their_labels(mask):
+    mapping = BatchMapping(labels="labels", mask=mask, causal=True)
+    found, wanted = (
+        trained_without_targets(size, {"student_loss": 1.0}, mapping) for size in (3, 12)
+    )
+    assert_same(found, wanted)
+
+
+class Returning(CausalNet):
+    """Returns losses of its own."""
+
+    def __init__(self, name):
+        super().__init__(seed=1)
+        self.name = name
+
+    def forward(self, input_ids, attention_mask):
+        logits = super().forward(input_ids, attention_mask)["logits"]
+        mask = attention_mask & (input_ids != 2)
+        return {"logits": logits, "loss": {self.name: logits.square().mean()}, "mask": mask}
+
+
+@pytest.mark.parametrize("name", ["router", "student_loss"])
+def test_what_a_student_returns_counts_once_a_batch(name):
+    """Also where nobody could count labels, which a student_loss of its own has no use for."""
+    mapping = {**INPUTS, "labels": "labels", "mask": "output:mask", "causal": False}
+    found = trained_without_targets(3, {name: 1.0}, mapping, Returning(name))
+    net = Returning(name)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for batch in uneven.user_loader(3):
+        (net(batch["input_ids"], batch["attention_mask"])["loss"][name] / 4).backward()
+    optimizer.step()
+    assert_same(found, small.weights(net))
+
+
+def test_labels_of_the_users_batches_that_only_the_model_can_count():
+    mapping = {**INPUTS, "labels": "labels", "mask": "output:mask", "causal": False}
+    with pytest.raises(UsageError, match="cannot be counted before the model has run"):
+        trained_without_targets(3, {"student_loss": 1.0}, mapping, Returning("router"))
+
+
+def test_ranks_that_do_not_accumulate_add_up_what_they_have():
+    """Without a window, each step's own positions, labels and batches."""
+    summed = []
+
+    def reduce(counts, reduce_op):
+        summed.append(counts.tolist())
+        return counts * 2
+
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1, world_size=2, strategy=SimpleNamespace(reduce=reduce)
+    )
+    batch = uneven.collate(SAMPLES)
+    output = forward(uneven.student(), BatchMapping(labels="labels", causal=True), batch)
+    counts = StepCounter(needs_labels=True)(trainer, None, output)
+    labelled = int((output.labels != -100).sum())
+    assert 0 < labelled < output.num_rows
+    assert summed == [[output.num_rows, labelled, 1]]
+    assert (counts.positions, counts.labelled, counts.batches) == (
+        2 * output.num_rows, 2 * labelled, 2
+    )  # fmt: skip
+
+
 def test_labels_that_only_the_model_can_count_are_not_accumulated(tmp_path):
-    mapping = {
-        "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask"},
-        "labels": "labels",
-        "mask": "output:mask",
-        "causal": False,
-    }
+    mapping = {**INPUTS, "labels": "labels", "mask": "output:mask", "causal": False}
     user = uneven.user_loader(3)
     cache = kdcache.dump_teacher(
         Masked(), user, tmp_path / "t.zarr", batch=mapping, accelerator="cpu", progress=False

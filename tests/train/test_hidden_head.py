@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from kdcache.data.batch import BatchMapping
 from kdcache.errors import UsageError
 from kdcache.outputs import DeferredLogits
+from kdcache.train import pipelines
+from kdcache.train.pipelines import AccuracyPipeline
 from tests.data.sequences import VOCABULARY, CausalNet
 from tests.train import small, uneven
 
@@ -99,6 +102,16 @@ def test_a_student_may_defer_its_logits_itself(token_cache, head):
     )
 
 
+@pytest.mark.parametrize("rows_at_once", [1 << 24, 3 * VOCABULARY])
+def test_a_student_that_defers_its_logits_is_scored_alike(token_cache, rows_at_once, monkeypatch):
+    monkeypatch.setattr(pipelines, "_CHUNK_NUMBERS", rows_at_once)
+    scored = AccuracyPipeline(BatchMapping(causal=True))
+    loader = uneven.joined(token_cache, 4)
+    wanted = scored.run_inference_pipeline(Language(), loader)
+    assert wanted["teacher_kl"] > 0
+    assert scored.run_inference_pipeline(Deferring(), loader) == pytest.approx(wanted, rel=1e-5)
+
+
 def test_dropout_is_off_for_the_check_and_on_again(token_cache):
     student = Language(dropout=0.5)
     trained(token_cache, student, "hidden")
@@ -119,12 +132,68 @@ def test_what_is_frozen_in_eval_mode_stays_there(token_cache):
     assert not student.base_model.dropout.training
 
 
+class Losing(Language):
+    """Returns a loss of its own, which its hidden states alone would not make."""
+
+    def forward(self, **inputs):
+        logits = super().forward(**inputs).logits
+        return {"logits": logits, "loss": {"router": logits.square().mean()}}
+
+
+class Shifting(Language):
+    """Does nothing between hidden states and output layer, until it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(8))
+
+    def forward(self, **inputs):
+        return self.layer(self.base_model(**inputs).last_hidden_state + self.shift)
+
+
+class Adapter(nn.Linear):
+    """An output layer with something of low rank beside it, which begins with 0."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features)
+        self.load_state_dict(layer.state_dict())
+        self.down, self.up = nn.Linear(8, 2, bias=False), nn.Linear(2, VOCABULARY, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, hidden):
+        return super().forward(hidden) + self.up(self.down(hidden))
+
+
+class Adapted(Language):
+    def __init__(self):
+        super().__init__()
+        self.layer = Adapter(self.layer).requires_grad_(False)
+        self.layer.down.requires_grad_(True)
+        self.layer.up.requires_grad_(True)
+
+
+class Narrow(Language):
+    """Its output layer takes fewer features than there are hidden states."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, VOCABULARY)
+
+    def forward(self, **inputs):
+        return self.layer(self.base_model(**inputs).last_hidden_state[..., :4])
+
+
 @pytest.mark.parametrize(
     ("student", "says"),
     [
         (Language(extra=1.1), r"logits of Language are not.*differ by"),
         (CausalNet(), r"CausalNet is not one \(.*get_output_embeddings"),
+        (Narrow(), r"Narrow is not one \(hidden states \(1, 8, 8\).*Use head: logits"),
+        (Losing(), r"Losing returns losses of its own \(router\).*distill\.head: logits"),
+        (Shifting(), r"would not train 'shift' of Shifting.*Use head: logits"),
+        (Adapted(), r"would not train 'layer\.down\.weight' of Adapted, the first of 2"),
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_other_students_are_refused_before_a_step(token_cache, student, says):
     before = small.weights(student)

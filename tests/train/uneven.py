@@ -48,13 +48,14 @@ def user_loader(batch_size: int) -> DataLoader:
     return loader(SAMPLES, collate, batch_size)
 
 
-def dump(path: Path) -> kdcache.store.Cache:
+def dump(path: Path, key: str = "index") -> kdcache.store.Cache:
     return kdcache.dump_teacher(
         CausalNet(seed=5),
         user_loader(4),
         path,
         codec=kdcache.DenseCodec(dtype="float32"),
         batch={"causal": True},
+        key=key,
         accelerator="cpu",
         progress=False,
         pilot=False,
