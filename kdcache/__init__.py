@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from kdcache.codecs import DenseCodec as DenseCodec
     from kdcache.codecs import TopKCodec as TopKCodec
     from kdcache.data.batch import BatchMapping as BatchMapping
+    from kdcache.data.counts import step_counts as step_counts
+    from kdcache.data.forward import forward as forward
     from kdcache.data.join import CachedDataset as CachedDataset
     from kdcache.data.join import JoinedBatch as JoinedBatch
     from kdcache.data.stream import CachedStream as CachedStream
@@ -38,8 +40,10 @@ _PUBLIC = {
     "StudentModule": "kdcache.train",
     "TopKCodec": "kdcache.codecs",
     "dump_teacher": "kdcache.dump",
+    "forward": "kdcache.data.forward",
     "import_logprobs": "kdcache.importers.logprobs",
     "open_cache": "kdcache.store",
+    "step_counts": "kdcache.data.counts",
     "train_student": "kdcache.train",
 }
 

@@ -19,9 +19,7 @@ from torch.utils.data import DataLoader
 
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
-from kdcache.data.join import JoinedBatch
-from kdcache.data.labels import flat_labels, is_class_numbers, target_labels
-from kdcache.losses.labels import IGNORE_INDEX
+from kdcache.data.counts import batch_counts
 
 
 class WindowBatch(NamedTuple):
@@ -29,8 +27,7 @@ class WindowBatch(NamedTuple):
 
     Attributes:
         batch: joined, or the user's own.
-        positions: of this micro-batch; None where only a model tells.
-        labelled: labelled positions of it; None where only a model tells.
+        labelled: labelled positions of this micro-batch; None where only a model tells.
         window: (3,) int64: positions, labelled positions and micro-batches of the window; what is
             not known counts 0.
         is_known: whether ``window`` counts the labelled positions of all its micro-batches.
@@ -38,7 +35,6 @@ class WindowBatch(NamedTuple):
     """
 
     batch: Any
-    positions: int | None
     labelled: int | None
     window: Tensor
     is_known: bool
@@ -67,38 +63,18 @@ class Windows:
 
     def _window(self, part: Sequence[Any]) -> Iterator[WindowBatch]:
         mapping = self.mapping()
-        counts = [_count(mapping, batch) for batch in part]
+        counts = [batch_counts(mapping, batch) for batch in part]
         totals = [sum(number or 0 for number in column) for column in zip(*counts, strict=True)]
         window = torch.tensor([*totals, len(part)])
-        is_known = all(labelled is not None for _, labelled in counts)
-        for number, (batch, (positions, labelled)) in enumerate(zip(part, counts, strict=True)):
+        is_known = all(count.labelled is not None for count in counts)
+        for number, (batch, count) in enumerate(zip(part, counts, strict=True)):
             yield WindowBatch(
                 batch=batch,
-                positions=positions,
-                labelled=labelled,
+                labelled=count.labelled,
                 window=window,
                 is_known=is_known,
                 is_first=number == 0,
             )
-
-
-def _count(mapping: Mapped, batch: Any) -> tuple[int | None, int | None]:
-    """Positions and labelled positions of a batch on the host; None where only a model tells."""
-    user_batch = batch.batch if isinstance(batch, JoinedBatch) else batch
-    selected = mapping.resolve(user_batch).select(user_batch)
-    if isinstance(batch, JoinedBatch):
-        labels = target_labels(selected, batch.targets)
-        positions = batch.targets.num_rows()
-    else:
-        positions, labels, mask = None, selected.labels, selected.mask
-        is_told = not mapping.output_masks and (mask is None or _has_shape(labels, mask))
-        is_told = is_told and is_class_numbers(labels)
-        labels = flat_labels(labels, labels.shape, mask) if labels is not None and is_told else None
-    return positions, None if labels is None else int((labels != IGNORE_INDEX).sum())
-
-
-def _has_shape(labels: Tensor | None, mask: Tensor) -> bool:
-    return labels is not None and labels.shape == mask.shape
 
 
 class WindowLoader(DataLoader[Any]):
