@@ -83,11 +83,16 @@ def measure(
 def _run(phase: Callable[[Any], str], job: Any, watcher: Connection) -> None:
     watcher.send("ready")
     watcher.recv()
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak begins anew
+    forget_peak()
     started = time.perf_counter()
     remark = phase(job)
     seconds = time.perf_counter() - started
     watcher.send((seconds, remark, memory_of(os.getpid())["VmHWM"]))
+
+
+def forget_peak() -> None:
+    """Let VmHWM of this process begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory_of(pid: int) -> dict[str, int]:

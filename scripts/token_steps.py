@@ -1,0 +1,247 @@
+"""What a language model's step on cached targets costs beside one on plain cross entropy.
+
+    python -m scripts.token_steps [--repeats 7] [--only top-32 --only hidden] [--sequences 2]
+
+The student is a GPT-2 of distilgpt2's sizes (6 layers, 768 wide, 12 heads, 50,257 tokens) with
+random weights; a step is: take the batch (and its targets, from the local copy of a real cache),
+forward, backward, AdamW. The yardstick is transformers' own loss. All ways take turns within
+every repeat. On a machine that others use, look at the ratio of CPU times with ``--threads 1``:
+threads that wait for one another count as busy.
+
+Needs transformers. The teacher is a tiny random GPT-2: what it says costs no student time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import kdcache
+from kdcache.data.batch_section import parse_mapping
+from kdcache.data.forward import forward
+from kdcache.losses import Objective
+from kdcache.outputs import DeferredLogits
+
+VOCABULARY = 50_257
+BATCH = {"causal": True}
+CODECS = {
+    "top-20": kdcache.TopKCodec(k=20),
+    "top-32": kdcache.TopKCodec(k=32),
+    "dense": kdcache.DenseCodec(),
+}
+BOTH = {"kd_loss": 0.9, "student_loss": 0.1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to train: on which targets, with which losses, and where the head is computed."""
+
+    targets: str
+    losses: Mapping[str, float]
+    temperature: float = 1.0
+    on_hidden: bool = False
+
+    def __str__(self) -> str:
+        where = ", on hidden states" if self.on_hidden else ""
+        losses = " + ".join(self.losses)
+        return f"{losses}, T = {self.temperature:g}, {self.targets}{where}"
+
+
+WAYS = (
+    Way(targets="top-20", losses={"kd_loss": 1.0}),
+    Way(targets="top-32", losses={"kd_loss": 1.0}),
+    Way(targets="top-32", losses=BOTH),
+    Way(targets="top-32", losses={"kd_loss": 1.0}, temperature=2.0),
+    Way(targets="top-32", losses=BOTH, temperature=2.0),
+    Way(targets="top-32", losses={"reverse_kl": 1.0}),
+    Way(targets="top-32", losses={"jensen_shannon": 1.0}),
+    Way(targets="top-32", losses={"total_variation": 1.0}),
+    Way(targets="dense", losses={"kd_loss": 1.0}),
+    Way(targets="dense", losses=BOTH, temperature=2.0),
+    Way(targets="dense", losses={"jensen_shannon": 1.0}),
+    Way(targets="top-32", losses={"kd_loss": 1.0}, on_hidden=True),
+    Way(targets="top-32", losses=BOTH, temperature=2.0, on_hidden=True),
+    Way(targets="dense", losses={"kd_loss": 1.0}, on_hidden=True),
+)
+
+
+class Tokens(Dataset[dict[str, Tensor]]):
+    """Random sequences of token ids, each its own labels."""
+
+    def __init__(self, number: int, length: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(VOCABULARY, (number, length), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+
+
+def gpt2(length: int, *, layers: int, width: int, heads: int) -> GPT2LMHeadModel:
+    """A GPT-2 with random weights."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=length,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config)
+
+
+class WithLogits(nn.Module):
+    """The student as it is used for distillation."""
+
+    def __init__(self, net: GPT2LMHeadModel) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.net(input_ids=input_ids, use_cache=False).logits
+
+
+class WithHiddenStates(WithLogits):
+    """The same, with the head left to the losses."""
+
+    def forward(self, input_ids: Tensor) -> Any:
+        hidden = self.net.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+        return DeferredLogits(hidden=hidden, weight=self.net.lm_head.weight)
+
+
+def over_and_over(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Batches without an end."""
+    while True:
+        yield from loader
+
+
+def steps(
+    net: GPT2LMHeadModel, plain: DataLoader[Any], cached: Mapping[str, DataLoader[Any]]
+) -> dict[str, Callable[[], Tensor]]:
+    """Name -> a function that takes the next batch and makes a total with its graph."""
+    batches = over_and_over(plain)
+
+    def cross_entropy() -> Tensor:
+        batch = next(batches)
+        return net(**batch, use_cache=False).loss
+
+    ways: dict[str, Callable[[], Tensor]] = {"transformers' own cross entropy": cross_entropy}
+    mapping = parse_mapping(BATCH, "student")
+    for way in WAYS:
+        student = (WithHiddenStates if way.on_hidden else WithLogits)(net)
+        objective = Objective(losses=way.losses, temperature=way.temperature)
+        joined = over_and_over(cached[way.targets])
+
+        def distil(
+            student: nn.Module = student,
+            objective: Objective = objective,
+            joined: Iterator[Any] = joined,
+        ) -> Tensor:
+            batch, targets = next(joined)
+            output = forward(student, mapping, batch)
+            return objective.evaluate(
+                output.all_logits, targets, output.labels, rows=output.rows
+            ).total
+
+        ways[str(way)] = distil
+    return ways
+
+
+Turns = list[tuple[float, float]]
+"""Seconds on the clock and of CPU, turn by turn."""
+
+
+def measure(
+    net: nn.Module, ways: Mapping[str, Callable[[], Tensor]], repeats: int
+) -> dict[str, Turns]:
+    """Name -> what steps took; the first turn does not count."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
+    taken: dict[str, Turns] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, total in ways.items():
+            clock, cpu = time.perf_counter(), time.process_time()
+            optimizer.zero_grad()
+            total().backward()
+            optimizer.step()
+            if repeat:
+                taken[name].append((time.perf_counter() - clock, time.process_time() - cpu))
+    return taken
+
+
+def compared(turns: Turns, base: Turns) -> list[str]:
+    """Median seconds and median ratio to the yardstick's turn beside it: clock, then CPU."""
+    cells = []
+    for kind in range(2):
+        seconds = statistics.median(turn[kind] for turn in turns)
+        pairs = zip(turns, base, strict=True)
+        ratio = statistics.median(turn[kind] / other[kind] for turn, other in pairs)
+        cells += [f"{seconds:.3f}", f"{ratio:.3f}"]
+    return cells
+
+
+def main() -> None:
+    """Dump three caches, train in turns, show medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sequences", type=int, default=2, help="sequences of a batch")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
+    parser.add_argument(
+        "--only", action="append", default=[], help="ways whose name has this in it (repeatable)"
+    )
+    parser.add_argument("--threads", type=int, help="of torch; its own default if not said")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    data = Tokens(4 * arguments.sequences, arguments.length)
+    plain = DataLoader(data, batch_size=arguments.sequences, shuffle=True)
+    teacher = gpt2(arguments.length, layers=1, width=64, heads=2).eval()
+    student = gpt2(arguments.length, layers=6, width=768, heads=12)
+    with tempfile.TemporaryDirectory() as name:
+        cached = {}
+        for targets, codec in CODECS.items():
+            cache = kdcache.dump_teacher(
+                WithLogits(teacher),
+                plain,
+                Path(name) / f"{targets}.zarr",
+                codec=codec,
+                batch=BATCH,
+                progress=False,
+            )
+            joined = kdcache.CachedDataset(data, cache["train"], batch=BATCH)
+            cached[targets] = joined.loader_like(plain)
+        ways = steps(student, plain, cached)
+        base, *others = ways
+        chosen = [way for way in others if any(part in way for part in arguments.only or [""])]
+        before = os.getloadavg()[0]
+        found = measure(student, {name: ways[name] for name in [base, *chosen]}, arguments.repeats)
+    title = (
+        f"{arguments.sequences} x {arguments.length} tokens, V = {VOCABULARY:,}, "
+        f"{torch.get_num_threads()} threads, medians of {arguments.repeats}, "
+        f"load {before:.1f} before and {os.getloadavg()[0]:.1f} after"
+    )
+    table = Table("a step of", "s", "ratio", "CPU s", "ratio", title=title, title_justify="left")
+    for way, turns in found.items():
+        table.add_row(way, *compared(turns, found[base]))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
