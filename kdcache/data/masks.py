@@ -23,6 +23,9 @@ PREDICTED = "predicted:"
 FUNCTION = "function:"
 OUTPUT = "output:"
 
+# So many labels repeat the input in no other task by chance, such as tokens that were masked.
+_FEW = 8
+
 MaskSource = Path | Callable[[Any], Tensor]
 """Where a mask comes from.
 
@@ -161,6 +164,11 @@ def _mask(source: MaskSource, batch: Any, labels: Tensor | None, *, causal: bool
         name, mask = f"batch.mask {describe_source(source)}", source(batch)
     if not isinstance(mask, Tensor):
         raise DataError(f"{name} is {describe(mask)}, not a tensor.")
+    if mask.is_floating_point() and mask.device.type == "cpu" and bool((mask < 0).any()):
+        raise DataError(
+            f"{name} has negative numbers, as masks have that are added to scores. Name one that "
+            "is nonzero where a position counts."
+        )
     if not causal:
         return mask
     _check_tokens(mask, name)
@@ -211,17 +219,18 @@ def check_not_own_tokens(labels: Any, ids: Any) -> bool:
         ids: the input that they may repeat.
 
     Returns:
-        Whether that can be told: False where nothing is labelled.
+        Whether that can be told: False where hardly anything is labelled.
     """
     both = isinstance(labels, Tensor) and isinstance(ids, Tensor)
     if not both or labels.dim() != 2 or labels.shape != ids.shape or ids.is_floating_point():
         return True
     known = labels != IGNORE_INDEX
-    is_any, is_same = bool(known.any()), bool((labels == ids)[known].all())
-    if is_any and is_same and labels.shape[1] > 1:
+    if labels.shape[1] == 1 or not bool((labels == ids)[known].all()):
+        return True
+    if int(known.sum()) >= _FEW:
         raise DataError(
             "the labels are the input ids themselves. For a causal language model, whose logits at "
             "position t predict token t + 1, set batch.causal: true; where a position's label is "
             "its own token, set it to false."
         )
-    return is_any
+    return False

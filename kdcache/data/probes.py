@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdcache.data import sources
+from kdcache.data.batch import BatchMapping, Mapped
 from kdcache.data.collation import check_collate
 from kdcache.data.join import Join, JoinedBatch
 from kdcache.data.labels import label_nats, target_labels
@@ -72,6 +73,7 @@ def check_join(joined: Join, class_names: Sequence[str] = ()) -> None:
     if few is None:
         raise AlignmentError(f"the stream joined with {joined.view.cache} gives no sample.")
     first = joined.mapping.resolve(joined.user_collate(few.samples))
+    _check_causal(manifest.identity.get("batch", ""), first)
     check_collate(few.indices, few.samples, joined.user_collate, first)
     parts = joined.probe(NUM_PROBES, _BATCH)
     positions, labelled = 0, []
@@ -81,6 +83,24 @@ def check_join(joined: Join, class_names: Sequence[str] = ()) -> None:
         labelled.append(_labelled(joined, batch))
     nats, labels, top = (torch.cat(each) for each in zip(*labelled, strict=True))
     _check_canary(joined, nats, labels, top, positions)
+
+
+def _check_causal(stored: str, mapping: Mapped) -> None:
+    """Raise MismatchError where targets are of the next token, and the student's are not.
+
+    A mask may count as many positions for both; and without labels nothing else would tell.
+    """
+    if not isinstance(mapping, BatchMapping) or not stored.startswith("inputs="):
+        return  # a function decided, on one side
+    sides = [
+        f"batch.causal {str(is_so).lower()}"
+        for is_so in (" causal=True" in stored, mapping.causal or False)
+    ]
+    if sides[0] != sides[1]:
+        raise MismatchError(
+            f"the cache was dumped with {sides[0]}, and this run has {sides[1]}: targets would be "
+            "of other tokens than the student's positions. Use the mapping of the dump."
+        )
 
 
 def _check_class_names(cache: tuple[str, ...], run: tuple[str, ...]) -> None:

@@ -82,6 +82,21 @@ def test_classes_that_happen_to_equal_an_input_are_no_tokens(ids):
     assert mapping.causal is False
 
 
+def test_a_few_kept_tokens_of_a_masked_model_decide_nothing():
+    """Masked language models keep some of the tokens that they are asked for."""
+    ids = torch.arange(12)[None]
+    few = ids.where(ids < 7, IGNORED)
+    assert BatchMapping().resolve({"input_ids": ids, "labels": few}).causal is None
+    with pytest.raises(DataError, match="input ids themselves"):
+        BatchMapping().resolve({"input_ids": ids, "labels": ids.where(ids < 8, IGNORED)})
+
+
+def test_a_mask_that_is_added_to_scores_is_refused():
+    mask = torch.tensor([[0.0, 0.0, -1e9, -1e9]])
+    with pytest.raises(DataError, match=r"negative numbers.*added to scores"):
+        BatchMapping(inputs=[0], mask=1).select((row(1, 2, 3, 4), mask))
+
+
 LEFT = {"input_ids": row(0, 0, 3, 4, 5), "attention_mask": row(0, 0, 1, 1, 1)}
 RIGHT = {"input_ids": row(3, 4, 5, 0, 0), "attention_mask": row(1, 1, 1, 0, 0)}
 

@@ -169,6 +169,19 @@ class TestCanary:
     def test_a_few_other_labels_are_the_users_business(self, dumped):
         check_join(join(dumped, self.labels_changed(lambda n, y: 0 if n == 7 else y)))
 
+    def test_a_tenth_of_the_labels_is_more_than_a_few(self, cache):
+        """A quarter of a nat, where as many positions are labelled as at the dump."""
+        samples = [(x, 0) for x in toys.vectors(400)]
+
+        class Sure(nn.Module):
+            def forward(self, x):
+                return torch.tensor([2.5, 0, 0, 0, 0]).expand(len(x), 5)
+
+        toys.dump(cache, samples, Sure())
+        wrong = [(x, int(n % 10 == 0)) for n, (x, _) in enumerate(samples)]
+        with pytest.raises(MismatchError, match=r"is 0\.5\d\d nats .*at the dump it was 0\.28"):
+            check_join(CachedDataset(toys.Samples(wrong), cache))
+
     def test_no_labels_at_all(self, dumped):
         check_join(join(dumped, self.labels_changed(lambda *_: -100)))
         check_join(join(dumped, [(x,) for x in toys.vectors(N)]))

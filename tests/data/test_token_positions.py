@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from kdcache import CachedDataset
-from kdcache.errors import AlignmentError, DataError
+from kdcache.data.probes import check_join
+from kdcache.errors import AlignmentError, DataError, MismatchError
 from tests.data import toys
 from tests.data.sequences import (
     IGNORED,
@@ -138,6 +139,26 @@ def test_a_mask_chooses_the_positions(cache, mask, wanted):
         )
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_a_student_that_shifts_otherwise_is_refused(cache, is_causal):
+    """Without labels, and with masks that count as many positions, nothing else would tell."""
+
+    def chosen(samples):
+        batch = frames_only(samples)
+        mask = batch["attention_mask"].clone()
+        return {**batch, "wanted": mask.scatter(1, mask.sum(1, keepdim=True) - 1, 0)}
+
+    own = {**INPUTS, "mask": "wanted"}
+    mappings = [{**INPUTS, **CAUSAL, "mask": "attention_mask"}, own][:: 1 if is_causal else -1]
+    user = loader(sequences(), chosen)
+    made = toys.dump(cache, user, teacher=CausalNet(), batch=mappings[0])
+    joined = CachedDataset(user.dataset, made, batch=mappings[1], collate_fn=chosen)
+    counts = joined.collate_fn(joined.__getitems__([0, 1])).targets.num_positions
+    assert counts.tolist() == [n - 1 for n in LENGTHS[:2]]
+    with pytest.raises(MismatchError, match=r"dumped with batch\.causal .*this run has batch"):
+        check_join(joined)
+
+
 class Frames(torch.nn.Module):
     """Half as many frames as samples, and a mask of those that are no padding."""
 
@@ -165,6 +186,49 @@ def test_the_models_own_output_may_say_which_positions_count(cache):
     logits = CausalNet()(batch.batch["input_ids"])["logits"][:, ::2]
     mask = batch.batch["attention_mask"][:, ::2].bool()
     torch.testing.assert_close(batch.targets.logits(), logits[mask].detach(), rtol=1e-5, atol=1e-5)
+
+
+class Halves(Frames):
+    """Frames, and no word of which of them count."""
+
+    def forward(self, input_ids, attention_mask):
+        return super().forward(input_ids, attention_mask)["logits"]
+
+
+class Twos(CausalNet):
+    """A mask of its own: all tokens but one kind."""
+
+    def forward(self, input_ids, attention_mask):
+        return {**super().forward(input_ids, attention_mask), "mask": input_ids != 2}
+
+
+NARROWED = {**INPUTS, "mask": ["attention_mask", "output:mask"]}
+
+
+@pytest.mark.parametrize(("teacher", "mapping"), [(Halves(), {}), (Twos(), NARROWED)])
+def test_a_batchs_mask_is_no_alarm_where_the_model_decides(cache, teacher, mapping):
+    """It is found by its name but is not of the frames, or the model's own narrows it."""
+    samples = sequences()
+    made = toys.dump(cache, loader(samples, frames_only), teacher=teacher, batch=mapping)
+    joined = CachedDataset(toys.Samples(samples), made, batch=mapping, collate_fn=frames_only)
+    found = joined.collate_fn(joined.__getitems__([0, 1, 2])).targets.num_positions.tolist()
+    lengths = [int((ids != 2).sum()) for ids in samples[:3]]
+    assert found == (lengths if mapping else [4, 4, 4])
+
+
+def test_a_mask_that_counts_other_positions_is_refused_at_collation(cache):
+    samples = sequences()
+    made = toys.dump(cache, loader(samples, pad_right), teacher=CausalNet(), batch=CAUSAL)
+    joined = CachedDataset(
+        toys.Samples(samples),
+        made,
+        batch={**INPUTS, "labels": "labels", "mask": "labelled", **CAUSAL},
+        collate_fn=completions,
+    )
+    with pytest.raises(
+        AlignmentError, match=r"mask of sample 0 counts 2 positions, the teacher .*4"
+    ):
+        joined.collate_fn(joined.__getitems__([0, 1, 2]))
 
 
 def test_labels_that_are_the_input_ids_need_a_word(cache):
