@@ -24,10 +24,16 @@ from tests.importers import teacher_files
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN, DIGITS, MNIST = "README.md", "examples/digits/README.md", "examples/mnist/README.md"
+LANGUAGE = "examples/language_model/README.md"
 
 # Tested where they are at home: set-up is what made this environment, and the demo at its full
 # size takes longer than all tests (tests/examples/test_digits.py runs it small).
-ELSEWHERE = ("bash scripts/", "pip install ", "python examples/digits/demo.py")
+ELSEWHERE = (
+    "bash scripts/",
+    "pip install ",
+    "python examples/digits/demo.py",
+    "python -m examples.language_model --data",
+)
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -120,6 +126,11 @@ def test_resnet_commands(checkout):
     assert run_commands([line for line in commands(MNIST) if "resnet" in line], checkout) == 3
 
 
+def test_language_model_commands(checkout):
+    """In the size of seconds, on the text that comes with Python."""
+    assert run_commands(commands(LANGUAGE), checkout) == 8
+
+
 def test_python_blocks(checkout):
     script = checkout / "readme.py"
     script.write_text("\n".join(blocks(MAIN, "python")))
@@ -149,7 +160,7 @@ def test_every_experiment_is_one():
     assert len(shown) == 2
 
 
-@pytest.mark.parametrize("document", [MAIN, DIGITS, MNIST])
+@pytest.mark.parametrize("document", [MAIN, DIGITS, MNIST, LANGUAGE])
 def test_links_and_scripts_lead_somewhere(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     links = [name for name in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in name]

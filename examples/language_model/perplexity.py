@@ -1,0 +1,52 @@
+"""How a student is scored: perplexity on the labels, distance to the teacher.
+
+Every student, whatever it learned from, is held against the same dense targets of the validation
+text: a top-k cache knows less of the teacher, and its KL is only a lower bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from torch import nn
+
+import kdcache
+from kdcache.train.pipelines import AccuracyPipeline
+
+BATCH = kdcache.BatchMapping(causal=True)
+"""Logits at position t predict token t + 1; inputs, mask and labels have Hugging Face's names."""
+
+
+class AgainstDenseTargets:
+    """A pipeline for validation text whose dense targets are cached.
+
+    Args:
+        cache: dense, of the teacher.
+        split: the validation text's in it.
+        local_copy: folder of its local copy; the machine's default if null.
+    """
+
+    mode: Literal["max", "min"] = "min"
+
+    def __init__(self, cache: str, split: str = "val", local_copy: str | None = None) -> None:
+        self.cache = cache
+        self.split = split
+        self.local_copy = local_copy
+
+    def run_inference_pipeline(self, model: nn.Module, data_loader: Any) -> dict[str, float]:
+        """``perplexity``, ``cross_entropy`` (nats per predicted token), ``teacher_kl`` (nats),
+        ``teacher_agreement`` and ``accuracy``.
+        """  # noqa: D205
+        joined = kdcache.CachedDataset(
+            data_loader.dataset,
+            self.cache,
+            split=self.split,
+            batch=BATCH,
+            collate_fn=data_loader.collate_fn,
+            local_copy=self.local_copy,
+        )
+        built_in = AccuracyPipeline(BATCH)
+        results = built_in.run_inference_pipeline(model, joined.loader_like(data_loader))
+        nats = results["cross_entropy"]
+        return {**results, "inference_result": nats, "perplexity": math.exp(nats)}
