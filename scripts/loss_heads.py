@@ -34,7 +34,7 @@ from torch import Tensor
 from kdcache.losses import fused_losses, kd_loss
 from kdcache.outputs import DeferredLogits
 from kdcache.targets import TopKTargets
-from scripts.peak_memory import forget_peak, memory_of
+from scripts.peak_memory import available_bytes, forget_peak, memory_of
 
 K, WIDTH = 32, 512
 KD, CROSS_ENTROPY = 0.9, 0.1
@@ -124,7 +124,7 @@ def measure(way: str, classes: int, positions: int, repeats: int) -> dict[str, f
 def in_a_process(way: str, classes: int, positions: int, repeats: int) -> dict[str, float] | str:
     """The figures, or why there are none."""
     if not torch.cuda.is_available():
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = available_bytes()
         if way != "fused, hidden" and PLAIN_COPIES * 4 * classes * positions > free:
             return "not tried: too little memory is free"
     command = [sys.executable, "-m", "scripts.loss_heads", "--measure", way]

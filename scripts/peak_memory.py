@@ -90,6 +90,13 @@ def _run(phase: Callable[[Any], str], job: Any, watcher: Connection) -> None:
     watcher.send((seconds, remark, memory_of(os.getpid())["VmHWM"]))
 
 
+def available_bytes() -> int:
+    """Memory that new processes can have: free, or held by files that can be dropped."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    found = next(line for line in lines if line.startswith("MemAvailable:"))
+    return int(found.split()[1]) << 10
+
+
 def forget_peak() -> None:
     """Let VmHWM of this process begin anew."""
     Path("/proc/self/clear_refs").write_text("5")
