@@ -114,6 +114,11 @@ class Results:
         )
 
 
+def short(number: float) -> str:
+    """Whole, or where it is large (a word of many tokens), to three digits."""
+    return f"{number:.0f}" if number < 1e6 else f"{number:.2e}"
+
+
 def print_students(console: Console, results: Results) -> None:
     rows = results.rows
     table = Table(
@@ -137,7 +142,7 @@ def print_students(console: Console, results: Results) -> None:
     table.add_row(
         "(teacher) text",
         f"{math.exp(taught):.1f}{pad}",
-        f"{results.word_perplexity(taught):.0f}",
+        short(results.word_perplexity(taught)),
         *("", "", ""),
         f"{results.teacher.parameters:,}",
     )
@@ -149,7 +154,7 @@ def print_students(console: Console, results: Results) -> None:
         table.add_row(
             row.name,
             f"{row.mean(lambda score: score.perplexity):.1f}{spread}",
-            f"{row.mean(lambda score: results.word_perplexity(score.cross_entropy)):.0f}",
+            short(row.mean(lambda score: results.word_perplexity(score.cross_entropy))),
             f"{row.mean(lambda score: score.teacher_kl):.4f}",
             f"{100 * row.mean(lambda score: score.teacher_agreement):.1f}",
             "" if kept is None else f"{100 * kept:.0f}",
