@@ -11,6 +11,9 @@ from typing import Any, Literal
 COMPONENTS = frozenset({"data", "teacher", "student", "optimizer", "scheduler"})
 """Sections of the form ``{class_path: ..., init_args: {...}}``."""
 
+SCHEDULER = "scheduler"
+"""The component that may have an ``interval`` beside these."""
+
 MODELS = frozenset({"teacher", "student"})
 """Components that may have ``weights`` beside these: a file that is loaded into what was built."""
 
@@ -56,12 +59,15 @@ class DistillSection:
     Attributes:
         temperature: T > 0 of the losses on soft targets.
         losses: loss name -> coefficient.
+        reduction: how divergences are averaged, position_mean: over valid positions; or
+            per_sample_sum: over samples, each the sum of its valid positions.
         head: logits, or hidden: losses begin with the student's last hidden states and its output
             layer, so that all logits of a batch never exist at once.
     """
 
     temperature: float = 1.0
     losses: dict[str, float] = field(default_factory=lambda: {"kd_loss": 1.0})
+    reduction: Literal["position_mean", "per_sample_sum"] = "position_mean"
     head: Literal["logits", "hidden"] = "logits"
 
 
@@ -102,8 +108,10 @@ class StudentExperiment:
         targets: only a class path in ``codec`` is read: a codec of your own is never imported
             because a cache names it, but because you do.
         dump: only a class path in ``fingerprint`` is read, for the same reason.
-        optimizer: class_path and init_args; Adam with lr 1e-3 if null.
-        scheduler: class_path and init_args, stepped once an epoch.
+        optimizer: class_path and init_args; the class path may be one of the names adam, sgd,
+            adam_wav2vec2.0, adam_distilBert, adamW_distilBert; Adam with lr 1e-3 if null.
+        scheduler: class_path and init_args, and interval, epoch (if left out) or step: how often
+            it is stepped; the class path may be linear_decay_with_warm_up or cosine_anneal.
         pipelines: validation set -> class_path and init_args of its inference pipeline.
         trainer: arguments of Lightning's Trainer, such as max_epochs, devices, precision.
         output: a new or empty folder; numbered beside the cache if null.

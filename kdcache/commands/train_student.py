@@ -25,7 +25,11 @@ from kdcache.experiment import StudentExperiment
 from kdcache.store import open_cache
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from kdcache.train import StudentRun
+    from kdcache.train.optimizers import MakeOptimizer
+    from kdcache.train.schedules import Schedule
 
 _MAX_SEED = 2**32 - 1
 _RESULTS = (
@@ -70,8 +74,9 @@ def _train(experiment: StudentExperiment) -> StudentRun | None:
         temperature=experiment.distill.temperature,
         head=experiment.distill.head,
         batch=experiment.batch,
-        optimizer=_maker(experiment.optimizer, "optimizer"),
-        scheduler=_maker(experiment.scheduler, "scheduler"),
+        reduction=experiment.distill.reduction,
+        optimizer=_optimizer(experiment.optimizer),
+        scheduler=_schedule(experiment.scheduler),
         pipelines={
             name: build(component, f"pipelines.{name}")
             for name, component in experiment.pipelines.items()
@@ -95,8 +100,26 @@ def _train(experiment: StudentExperiment) -> StudentRun | None:
     return finished if rank_zero_only.rank == 0 else None
 
 
-def _maker(component: Mapping[str, Any] | None, where: str) -> Any:
-    return None if component is None else functools.partial(build, component, where)
+def _optimizer(section: Mapping[str, Any] | None) -> MakeOptimizer | None:
+    from kdcache.train.optimizers import OPTIMIZERS
+
+    if section is None:
+        return None
+    return functools.partial(build, section, "optimizer", names=OPTIMIZERS)
+
+
+def _schedule(section: Mapping[str, Any] | None) -> Schedule | None:
+    from kdcache.train.schedules import SCHEDULES, Schedule
+
+    if section is None:
+        return None
+    is_named = section["class_path"] in SCHEDULES
+
+    def make(optimizer: Optimizer, num_total: int) -> Any:
+        given = (optimizer, num_total) if is_named else (optimizer,)
+        return build(section, "scheduler", *given, names=SCHEDULES)
+
+    return Schedule(make=make, interval=section.get("interval", "epoch"))
 
 
 def trainer_arguments(section: Mapping[str, Any], target: Callable[..., Any]) -> dict[str, Any]:

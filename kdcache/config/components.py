@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kdcache.config.sections import check_component
@@ -13,7 +14,12 @@ from kdcache.config.typed import checked, resolved_annotations, takes_mapping
 from kdcache.errors import UsageError, nearest, suggest
 
 
-def build(component: Mapping[str, Any], where: str, *given: Any) -> Any:
+def build(
+    component: Mapping[str, Any],
+    where: str,
+    *given: Any,
+    names: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+) -> Any:
     """Make what a section names, and every section with a class_path below its init_args.
 
     An argument that is annotated as a dict or Mapping gets the section itself.
@@ -22,12 +28,13 @@ def build(component: Mapping[str, Any], where: str, *given: Any) -> Any:
         component: the section.
         where: its name, for errors.
         given: positional arguments that the caller adds in front (parameters, an optimiser).
+        names: what may be named instead of a class path.
 
     Raises:
         UsageError: the class path, or an argument's name or type, is wrong.
     """
     path = check_component(component, where)
-    target = import_path(path, where)
+    target = names[path] if path in names else import_path(path, where, names)
     if not callable(target):
         raise UsageError(f"{where}: {path!r} cannot be called.")
     arguments = component.get("init_args") or {}
@@ -87,11 +94,20 @@ def _check_names(
             raise UsageError(f"{where}: {path} needs {p.name!r}; set {where}.{p.name}.")
 
 
-def import_path(path: str, where: str) -> Any:
-    """What a class path names: a class, a function, or a class's own constructor method."""
+def import_path(path: str, where: str, names: Iterable[str] = ()) -> Any:
+    """What a class path names: a class, a function, or a class's own constructor method.
+
+    Args:
+        path: dotted.
+        where: its name, for errors.
+        names: what could have been named instead.
+    """
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise UsageError(f"{where}: {path!r} is no class path; it is like my_module.MyClass.")
+        raise UsageError(
+            f"{where}: {path!r} is no class path; it is like my_module.MyClass. "
+            f"{suggest(path, names) if names else ''}".strip()
+        )
     for split in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:split])
         try:

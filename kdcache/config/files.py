@@ -60,6 +60,18 @@ def read_file(path: Path) -> Raw:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} holds no sections; see the README for an experiment file.")
+    return spelt_out(found)
+
+
+def spelt_out(raw: Raw) -> Raw:
+    """Sections with components that are only named, ``optimizer: adam``, as such a section."""
+
+    def component(value: Any) -> Any:
+        return {"class_path": value} if isinstance(value, str) else value
+
+    found = {name: component(raw[name]) if name in COMPONENTS else raw[name] for name in raw}
+    if isinstance(found.get("pipelines"), Mapping):
+        found["pipelines"] = {name: component(one) for name, one in found["pipelines"].items()}
     return found
 
 
@@ -101,7 +113,7 @@ def override(raw: Mapping[str, Any], name: str, text: str) -> Raw:
         section.pop("init_args", None)
         section.pop("weights", None)
     section[parts[-1]] = value
-    return result
+    return spelt_out(result)
 
 
 def to_yaml(experiment: DumpExperiment | StudentExperiment) -> str:

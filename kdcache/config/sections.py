@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 
 from kdcache.config.typed import checked
 from kdcache.errors import UsageError, suggest
-from kdcache.experiment import COMPONENTS, MODELS, DumpExperiment, StudentExperiment
+from kdcache.experiment import (
+    COMPONENTS,
+    MODELS,
+    SCHEDULER,
+    DumpExperiment,
+    StudentExperiment,
+)
 
 Experiment = TypeVar("Experiment", DumpExperiment, StudentExperiment)
 
@@ -73,6 +79,9 @@ def check_component(section: Any, where: str) -> str:
     weights = section.get("weights")
     if weights is not None and not isinstance(weights, str):
         raise UsageError(f"{where}.weights is the path of a file, not {weights!r}.")
+    interval = section.get("interval", "epoch")
+    if interval not in ("epoch", "step"):
+        raise UsageError(f"{where}.interval is epoch or step, not {interval!r}.")
     arguments = section.get("init_args")
     if arguments is not None and not isinstance(arguments, Mapping):
         raise UsageError(f"{where}.init_args are names with values, not {arguments!r}.")
@@ -82,6 +91,8 @@ def check_component(section: Any, where: str) -> str:
 def component_keys(name: str) -> frozenset[str]:
     """The keys of a component's section; everything else on the command line is an argument."""
     known = frozenset({"class_path", "init_args"})
+    if name == SCHEDULER:
+        return known | {"interval"}
     return known | {"weights"} if name in MODELS else known
 
 

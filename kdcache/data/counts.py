@@ -25,10 +25,12 @@ class BatchCounts(NamedTuple):
     Attributes:
         positions: that count; known of a joined batch.
         labelled: those of them that have a label.
+        samples: of a joined batch.
     """
 
     positions: int | None
     labelled: int | None
+    samples: int | None = None
 
 
 def batch_counts(mapping: Mapped, batch: Any) -> BatchCounts:
@@ -44,6 +46,7 @@ def batch_counts(mapping: Mapped, batch: Any) -> BatchCounts:
         return BatchCounts(
             positions=batch.targets.num_rows(),
             labelled=_num_labelled(target_labels(selected, batch.targets)),
+            samples=len(batch.targets.num_positions),
         )
     labels, mask = selected.labels, selected.mask
     if labels is None or not is_class_numbers(labels) or mapping.output_masks:
@@ -72,6 +75,7 @@ def step_counts(batches: Sequence[JoinedBatch], batch: Any = None) -> StepCounts
         positions=sum(count.positions or 0 for count in counts),
         labelled=None if None in labelled else sum(number or 0 for number in labelled),
         batches=len(batches),
+        samples=sum(count.samples or 0 for count in counts),
     )
 
 

@@ -11,13 +11,19 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 
 from kdcache.errors import UsageError, suggest
-from kdcache.losses.evaluation import Evaluation, StepCounts, share
+from kdcache.losses.evaluation import (
+    Evaluation,
+    Reduction,
+    StepCounts,
+    is_per_sample,
+    share,
+)
 from kdcache.losses.fused import FUSED, fused_losses
 from kdcache.losses.labels import IGNORE_INDEX, STUDENT_LOSS, no_labels
 from kdcache.losses.loss_sum import LossSum
@@ -41,20 +47,28 @@ class Objective:
         losses: loss name -> coefficient, any finite number. A loss with coefficient 0 must exist,
             but is not computed.
         temperature: T > 0 of the losses on soft targets.
+        reduction: how divergences are averaged; all other losses are means over positions.
         ignore_index: the label of positions that have none.
 
     Raises:
-        UsageError: at construction, for a coefficient, temperature or class path that is wrong.
+        UsageError: at construction, for a coefficient, temperature, reduction or class path that
+            is wrong.
     """
 
     losses: Mapping[str, float]
     temperature: float = 1.0
+    reduction: Reduction = "position_mean"
     ignore_index: int = IGNORE_INDEX
     _own: Mapping[str, LossFunction] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_coefficients(self.losses)
         check_temperature_value(self.temperature)
+        if self.reduction not in get_args(Reduction):
+            raise UsageError(
+                f"there is no reduction {self.reduction!r}. "
+                f"{suggest(str(self.reduction), get_args(Reduction))}"
+            )
         own = {name: import_loss(name, BUILT_IN) for name in self.losses if "." in name}
         object.__setattr__(self, "losses", {k: float(v) for k, v in self.losses.items()})
         object.__setattr__(self, "temperature", float(self.temperature))
@@ -154,7 +168,9 @@ class Objective:
     ) -> tuple[list[Tensor], dict[str, LossSum]]:
         if not names:
             return [], {}
-        weights = {name: share(self.losses[name], counts.of(name)) for name in names}
+        weights = {
+            name: share(self.losses[name], counts.of(name, self.reduction)) for name in names
+        }
         total, terms = fused_losses(
             batch.student,
             batch.targets,
@@ -164,6 +180,10 @@ class Objective:
             rows=batch.rows,
             ignore_index=self.ignore_index,
         )
+        for name in terms:
+            if is_per_sample(name, self.reduction):
+                samples = torch.full_like(terms[name].count, batch.num_samples)
+                terms[name] = dataclasses.replace(terms[name], count=samples)
         return [total], terms
 
     def _plain_part(
@@ -218,10 +238,19 @@ class _Batch:
     def num_positions(self) -> int:
         return self.student.shape[0] if self.rows is None else len(self.rows)
 
+    @property
+    def num_samples(self) -> int:
+        return 0 if self.targets is None else len(self.targets.num_positions)
+
     def counts(self, ignore_index: int) -> StepCounts:
         """Of a step that is this batch alone."""
         labelled = None if self.labels is None else (self.labels != ignore_index).sum()
-        return StepCounts(positions=self.num_positions, labelled=labelled, batches=1)
+        return StepCounts(
+            positions=self.num_positions,
+            labelled=labelled,
+            batches=1,
+            samples=self.num_samples,
+        )
 
     def logits(self) -> Tensor:
         """(P, C): of the valid positions, all at once."""

@@ -35,6 +35,7 @@ _ADVICE = (
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*GPU available but not used.*",
     ".*isinstance.*LeafSpec.*",
+    ".*You requested to overfit but enabled train dataloader shuffling.*",
 )
 
 # What Lightning tells everybody, whatever is trained: products, hardware, that it has ended.

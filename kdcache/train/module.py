@@ -5,7 +5,7 @@ It holds the student only. Neither the optimiser nor a checkpoint has ever seen 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
@@ -17,19 +17,20 @@ from kdcache.data.batch import Mapped
 from kdcache.data.batch_section import parse_mapping
 from kdcache.data.forward import FlatOutput, forward
 from kdcache.data.join import JoinedBatch
+from kdcache.data.order import EpochOrder
 from kdcache.errors import UsageError, suggest
 from kdcache.losses import LossSum, Objective
+from kdcache.losses.evaluation import Reduction, is_per_sample
 from kdcache.losses.labels import STUDENT_LOSS
 from kdcache.train.finite import FiniteObjective, Note, non_finite_error
 from kdcache.train.hidden import HiddenHead
+from kdcache.train.optimizers import MakeOptimizer, optimizer_maker, trainable
 from kdcache.train.pipelines import RESULT, AccuracyPipeline, check_pipeline, run_pipeline
 from kdcache.train.positions import check_positions
 from kdcache.train.record import describe_optimizer, describe_scheduler
+from kdcache.train.schedules import MakeScheduler, Schedule, for_lightning
 from kdcache.train.step_counts import StepCounter, num_parts
 from kdcache.train.windows import WindowBatch, WindowLoader, Windows
-
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-MakeScheduler = Callable[[torch.optim.Optimizer], Any]
 
 DEFAULT_LOSSES: Mapping[str, float] = {"kd_loss": 1.0}
 Head = Literal["logits", "hidden"]
@@ -46,10 +47,14 @@ class StudentModule(pl.LightningModule):
         losses: loss name -> coefficient; see :class:`kdcache.losses.Objective`.
         temperature: T > 0 of the losses on soft targets.
         batch: which leaves of the user's batch are the student's inputs, labels and mask.
-        optimizer: from parameters to an optimiser; Adam with ``learning_rate`` if None.
-        scheduler: from the optimiser to a learning-rate schedule, stepped once an epoch;
-            ReduceLROnPlateau looks at what ``monitor`` names.
-        learning_rate: of the default optimiser.
+        reduction: how divergences are averaged, over positions or per sample; see
+            :data:`kdcache.losses.evaluation.Reduction`.
+        optimizer: from parameters to an optimiser; or a name, see
+            :data:`kdcache.train.optimizers.OPTIMIZERS`; Adam if None.
+        scheduler: from the optimiser to a schedule, stepped once an epoch (ReduceLROnPlateau looks
+            at what ``monitor`` names); a name, see :data:`kdcache.train.schedules.SCHEDULES`; or a
+            :class:`~kdcache.train.schedules.Schedule`, which may be stepped at every step.
+        learning_rate: of an optimiser that is named, or None.
         head: what the losses begin with: ``logits``, or ``hidden`` states and the output layer, so
             that all logits of a batch never exist at once; see :mod:`kdcache.train.hidden`.
         validation: name -> DataLoader of a validation set: the user's own batches, or joined for
@@ -78,8 +83,9 @@ class StudentModule(pl.LightningModule):
         losses: Mapping[str, float] | None = None,
         temperature: float = 1.0,
         batch: Mapped | Mapping[str, Any] | str | None = None,
-        optimizer: MakeOptimizer | None = None,
-        scheduler: MakeScheduler | None = None,
+        reduction: Reduction = "position_mean",
+        optimizer: str | MakeOptimizer | None = None,
+        scheduler: str | MakeScheduler | Schedule | None = None,
         learning_rate: float = 1e-3,
         head: Head = "logits",
         validation: Mapping[str, Any] | None = None,
@@ -90,7 +96,7 @@ class StudentModule(pl.LightningModule):
         if not student.training:  # as models come from a checkpoint of transformers
             student.train()
         chosen = DEFAULT_LOSSES if losses is None else losses
-        self.objective = Objective(losses=chosen, temperature=temperature)
+        self.objective = Objective(losses=chosen, temperature=temperature, reduction=reduction)
         self.mapping = parse_mapping(batch, "student")
         self.record: dict[str, Any] = {}
         self.scores: dict[str, dict[str, float]] = {}
@@ -99,12 +105,11 @@ class StudentModule(pl.LightningModule):
             raise UsageError(f"there is no head {head!r}. {suggest(str(head), get_args(Head))}")
         self._hidden = HiddenHead(student) if head == "hidden" else None
         self._counter = StepCounter(needs_labels=bool(self.objective.losses.get(STUDENT_LOSS)))
-        self._resumed_at = 0
+        self._order: EpochOrder | None = None
         self._finite = FiniteObjective()
         self._scored: object = None
-        self._make_optimizer = optimizer
-        self._make_scheduler = scheduler
-        self._learning_rate = learning_rate
+        self._make_optimizer = optimizer_maker(optimizer, learning_rate)
+        self._schedule = Schedule.of(scheduler)
         self._validation = dict(validation or {})
         given = pipelines or {}
         unknown = next((name for name in given if name not in self._validation), None)
@@ -147,18 +152,24 @@ class StudentModule(pl.LightningModule):
         With it a step's gradient is that of all its micro-batches as one batch, however unevenly
         positions and labels are spread over them.
         """
-        return WindowLoader.like(loader, Windows(size=self._window, mapping=lambda: self.mapping))
+        windows = Windows(done=self._done, size=self._window, mapping=lambda: self.mapping)
+        found = WindowLoader.like(loader, windows)
+        self._order = found.order
+        return found
+
+    def _done(self) -> int:
+        """Batches before a pass: a checkpoint from within an epoch goes on with what is left."""
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def _window(self, taken: int) -> int:
         """Micro-batches of the next optimiser step, the epoch's last one perhaps a shorter one."""
-        if not taken:  # a checkpoint from within an epoch goes on with the batches that are left
-            self._resumed_at = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        taken += self._resumed_at
         size = self.trainer.accumulate_grad_batches
         return int(max(0, min(size - taken % size, self.trainer.num_training_batches - taken)))
 
     def on_fit_start(self) -> None:
-        """Refuse a precision in which Lightning would convert every batch, targets and all."""
+        """Say the same order of samples on all ranks; refuse a precision that rounds targets."""
+        if self._order is not None:
+            self._order.seeded(self.trainer.strategy.broadcast(torch.initial_seed()))
         precision = str(self.trainer.precision)
         if precision.endswith("-true") and precision != "32-true":
             raise UsageError(
@@ -207,6 +218,8 @@ class StudentModule(pl.LightningModule):
         labelled = None if window is None else window.labelled
         for name, value in {**losses, _TOTAL: total}.items():
             counted = labelled if name == STUDENT_LOSS and labelled is not None else output.num_rows
+            if is_per_sample(name, self.objective.reduction):
+                counted = len(output.num_positions)
             self.log(
                 f"train_{name}",
                 value,
@@ -277,35 +290,17 @@ class StudentModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The given optimiser over what of the student is trainable, and its schedule."""
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
-        if not parameters:
-            raise UsageError(
-                f"the student, {type(self.student).__name__}, has no parameter that requires a "
-                "gradient: there is nothing to train."
-            )
-        if self._make_optimizer is None:
-            optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=self._learning_rate)
-        else:
-            optimizer = self._make_optimizer(parameters)
+        optimizer = self._make_optimizer(trainable(self.student))
         self.record["optimizer"] = describe_optimizer(optimizer)
-        if self._make_scheduler is None:
+        if self._schedule is None:
             return optimizer
-        scheduler = self._make_scheduler(optimizer)
+        scheduler = self._schedule.make(optimizer, self._schedule.length(self.trainer))
         self.record["scheduler"] = describe_scheduler(scheduler)
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": self._on_plateau(scheduler)}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    def _on_plateau(self, scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau) -> dict[str, Any]:
-        name, mode = self.monitor
-        if scheduler.mode != mode:
-            raise UsageError(
-                f"ReduceLROnPlateau looks at {name}, where {mode} is better, and was made with "
-                f"mode {scheduler.mode!r}: it would lower the learning rate while the student "
-                f"improves. Set scheduler.mode to {mode}."
-            )
-        every = self.trainer.check_val_every_n_epoch if self._validation else 1
-        return {"scheduler": scheduler, "monitor": name, "frequency": every or 1}
+        every = self.trainer.check_val_every_n_epoch if self.has_validation else 1
+        found = for_lightning(
+            scheduler, self._schedule.interval, monitor=self.monitor, every=every or 1
+        )
+        return {"optimizer": optimizer, "lr_scheduler": found}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down which cache the student was trained from, and how."""

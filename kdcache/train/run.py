@@ -25,16 +25,16 @@ from kdcache.data.probes import check_join
 from kdcache.data.stream import CachedStream
 from kdcache.data.vocabulary import IDENTITY, check_vocabulary, find_vocabulary
 from kdcache.losses import Objective
+from kdcache.losses.evaluation import Reduction
 from kdcache.store import Cache, open_cache
 from kdcache.train.finite import check_weights
 from kdcache.train.fit import check_options, fit
 from kdcache.train.module import (
     DEFAULT_LOSSES,
     Head,
-    MakeOptimizer,
-    MakeScheduler,
     StudentModule,
 )
+from kdcache.train.optimizers import MakeOptimizer
 from kdcache.train.output import (
     EXPERIMENT_FILE,
     STUDENT_FILE,
@@ -42,6 +42,7 @@ from kdcache.train.output import (
     released_on_failure,
 )
 from kdcache.train.record import describe_data, describe_student, plain, write_record
+from kdcache.train.schedules import MakeScheduler, Schedule
 from kdcache.version import __version__
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,9 @@ def train_student(
     losses: Mapping[str, float] | None = None,
     temperature: float = 1.0,
     batch: Mapped | Mapping[str, Any] | str | None = None,
-    optimizer: MakeOptimizer | None = None,
-    scheduler: MakeScheduler | None = None,
+    reduction: Reduction = "position_mean",
+    optimizer: str | MakeOptimizer | None = None,
+    scheduler: str | MakeScheduler | Schedule | None = None,
     learning_rate: float = 1e-3,
     head: Head = "logits",
     pipelines: Mapping[str, Any] | None = None,
@@ -125,9 +127,13 @@ def train_student(
         losses: loss name -> coefficient, ``{"kd_loss": 1.0}`` if None.
         temperature: T > 0.
         batch: which leaves are inputs, labels and mask; inferred if None.
-        optimizer: from parameters to an optimiser; Adam if None.
-        scheduler: from the optimiser to a schedule, stepped once an epoch.
-        learning_rate: of the default Adam.
+        reduction: ``position_mean``: divergences are means over valid positions; or
+            ``per_sample_sum``: sums over them, means over samples.
+        optimizer: from parameters to an optimiser; or a name, such as ``adam_wav2vec2.0``; Adam if
+            None.
+        scheduler: from the optimiser to a schedule, stepped once an epoch; a name, such as
+            ``cosine_anneal``; or a :class:`~kdcache.train.schedules.Schedule`.
+        learning_rate: of an optimiser that is named, or None.
         head: ``logits``, or ``hidden``: losses begin with the student's last hidden states and its
             output layer, and all logits of a batch never exist at once (large vocabularies).
         pipelines: validation set -> inference pipeline; accuracy where none is given.
@@ -154,7 +160,9 @@ def train_student(
     options = dict(trainer or {})
     check_options(options)
     objective = Objective(
-        losses=DEFAULT_LOSSES if losses is None else losses, temperature=temperature
+        losses=DEFAULT_LOSSES if losses is None else losses,
+        temperature=temperature,
+        reduction=reduction,
     )
     if seed is not None:
         pl.seed_everything(seed, workers=True, verbose=False)
@@ -182,6 +190,7 @@ def train_student(
         losses=losses,
         temperature=temperature,
         batch=batch,
+        reduction=reduction,
         optimizer=optimizer,
         scheduler=scheduler,
         learning_rate=learning_rate,
@@ -200,6 +209,7 @@ def train_student(
             "allow_mismatch": allow_mismatch,
             "losses": objective.losses,
             "temperature": temperature,
+            "reduction": reduction,
             "head": head,
             "seed": seed,
             "trainer": options,

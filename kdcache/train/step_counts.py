@@ -63,8 +63,8 @@ class StepCounter:
                     "Give the batch a mask (batch.mask), or leave trainer.accumulate_grad_batches."
                 )
             self._counts = _over_ranks(trainer, window.window.to(output.num_positions.device))
-        positions, labelled, batches = self._counts.unbind()
-        return StepCounts(positions=positions, labelled=labelled, batches=batches)
+        positions, labelled, samples, batches = self._counts.unbind()
+        return StepCounts(positions=positions, labelled=labelled, samples=samples, batches=batches)
 
 
 def _begins_step(trainer: pl.Trainer) -> bool:
@@ -78,10 +78,10 @@ def num_parts(trainer: pl.Trainer) -> int:
 
 
 def _own(output: FlatOutput) -> Tensor:
-    """(3,) int64: positions, labelled positions and batches of one batch, without a wait."""
+    """(4,) int64: positions, labels, samples and batches of one batch, without a wait."""
     device = output.num_positions.device
     known = 0 if output.labels is None else (output.labels != IGNORE_INDEX).sum()
-    counts = (output.num_rows, known, 1)
+    counts = (output.num_rows, known, len(output.num_positions), 1)
     return torch.stack([torch.as_tensor(n, dtype=torch.int64, device=device) for n in counts])
 
 

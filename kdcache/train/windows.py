@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.counts import batch_counts
+from kdcache.data.order import EpochOrder
 
 
 class WindowBatch(NamedTuple):
@@ -28,7 +29,7 @@ class WindowBatch(NamedTuple):
     Attributes:
         batch: joined, or the user's own.
         labelled: labelled positions of this micro-batch; None where only a model tells.
-        window: (3,) int64: positions, labelled positions and micro-batches of the window; what is
+        window: (4,) int64: positions, labelled positions, samples and micro-batches of it; what is
             not known counts 0.
         is_known: whether ``window`` counts the labelled positions of all its micro-batches.
         is_first: whether the window begins with it.
@@ -46,17 +47,26 @@ class Windows:
     """Cuts a loader's batches into windows of one optimiser step.
 
     Attributes:
+        done: gives how many batches of the epoch were trained on before this pass, where a
+            training was interrupted within it.
         size: from how many batches of the epoch were taken before to the micro-batches of the
             next window.
         mapping: gives the current batch mapping.
     """
 
+    done: Callable[[], int]
     size: Callable[[int], int]
     mapping: Callable[[], Mapped]
 
-    def of(self, batches: Iterator[Any]) -> Iterator[WindowBatch]:
-        """The same batches, each with the counts of its window."""
-        taken = 0
+    def of(self, batches_after: Callable[[int], Iterator[Any]]) -> Iterator[WindowBatch]:
+        """The batches of a pass, each with the counts of its window.
+
+        Args:
+            batches_after: from how many batches are done to the others; asked when the first one
+                is wanted, since only then it is known.
+        """
+        taken = self.done()
+        batches = batches_after(taken)
         while part := list(itertools.islice(batches, self.size(taken))):
             taken += len(part)
             yield from self._window(part)
@@ -95,10 +105,39 @@ class WindowLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         """:class:`WindowBatch` after :class:`WindowBatch`."""
-        return self.windows.of(super().__iter__())
+        return self.windows.of(self._after)
+
+    def _after(self, done: int) -> Iterator[Any]:
+        if self.order is not None:
+            self.order.start = done * self.order.batch_size
+        return super().__iter__()
+
+    @property
+    def order(self) -> EpochOrder | None:
+        """The order of samples, where it can be gone on with in the middle of an epoch."""
+        return self.sampler if isinstance(self.sampler, EpochOrder) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: Lightning takes a loader that has it for one that goes on by itself.
+
+        How far it was says the Trainer's own progress, and the seed of the order the module.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
 
     @classmethod
     def like(cls, loader: sources.Loader, windows: Windows) -> WindowLoader:
-        """A loader with all of another's settings, that looks ahead."""
-        options = sources.loader_options(loader, is_stream=sources.is_stream(loader.dataset))
+        """A loader with all of another's settings, that looks ahead.
+
+        Where it shuffles all samples, or none, their order becomes an :class:`EpochOrder`: with
+        the seed of the loader's generator, if it has one.
+        """
+        is_stream = sources.is_stream(loader.dataset)
+        options = sources.loader_options(loader, is_stream=is_stream)
+        order = None if is_stream else EpochOrder.like(loader)
+        if order is not None:
+            # Workers' seeds come from a generator of its own: nothing is drawn from the global one.
+            options |= {"sampler": order, "generator": torch.Generator()}
         return cls(loader.dataset, windows=windows, collate_fn=loader.collate_fn, **options)
