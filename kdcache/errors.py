@@ -75,6 +75,10 @@ class TerminatedError(PreemptedError):
     exit_code = 143
 
 
+class ProcessLostError(KdcacheError):
+    """Another process of the same training ended, and this one would wait for it for ever."""
+
+
 class UnsupportedTargetsError(UsageError):
     """A loss or temperature that these targets cannot serve."""
 

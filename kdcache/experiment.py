@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kdcache.tracking import Tracking
+
 COMPONENTS = frozenset({"data", "teacher", "student", "optimizer", "scheduler"})
 """Sections of the form ``{class_path: ..., init_args: {...}}``."""
 
@@ -112,15 +114,21 @@ class StudentExperiment:
             adam_wav2vec2.0, adam_distilBert, adamW_distilBert; Adam with lr 1e-3 if null.
         scheduler: class_path and init_args, and interval, epoch (if left out) or step: how often
             it is stepped; the class path may be linear_decay_with_warm_up or cosine_anneal.
-        pipelines: validation set -> class_path and init_args of its inference pipeline.
+        pipelines: validation set -> class_path and init_args of its inference pipeline, or one of
+            the names accuracy (if left out), top_5, perplexity, word_error_rate,
+            character_error_rate.
+        monitor: what tells the best checkpoints, train_<loss> or <set>_inference_result; the first
+            validation set's result if null.
         trainer: arguments of Lightning's Trainer, such as max_epochs, devices, precision.
         output: a new or empty folder; numbered beside the cache if null.
+        resume: a checkpoint of an earlier run, or its folder, to go on from; in that folder where
+            output is null and the run did not end.
         local_copy: folder of the local copy of the cache; the machine's default if null.
         allow_mismatch: train although samples differ from what the teacher saw.
         seed: of everything random, the student's first weights included.
         progress: show a bar on a terminal.
 
-    ``distill`` says what the student learns from.
+    ``distill`` says what the student learns from, ``tracking`` where the run is logged.
     """
 
     cache: str
@@ -133,8 +141,11 @@ class StudentExperiment:
     optimizer: dict[str, Any] | None = None
     scheduler: dict[str, Any] | None = None
     pipelines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    monitor: str | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
+    tracking: Tracking = field(default_factory=Tracking)
     output: str | None = None
+    resume: str | None = None
     local_copy: str | None = None
     allow_mismatch: bool = False
     seed: int = 0

@@ -42,6 +42,7 @@ ONLY_IN: Mapping[str, set[str]] = {
     "lightning_fabric": {"dump", "train", "tracking"} | COMMAND_LINE,
     "lightning": set(),  # pytorch_lightning's classes do not mix with its
     "comet_ml": {"tracking"},
+    "tensorboard": {"tracking"},  # an optional extra
     "yaml": {"config"},
     "jsonargparse": {"config"} | COMMAND_LINE,
     "transformers": set(),

@@ -192,8 +192,8 @@ class Demo:
         return Score(
             seed=seed,
             cross_entropy=run.metrics["val_cross_entropy"],
-            teacher_kl=run.metrics["val_teacher_kl"],
-            teacher_agreement=run.metrics["val_teacher_agreement"],
+            teacher_kl=run.metrics["val_dense_teacher_kl"],
+            teacher_agreement=run.metrics["val_dense_teacher_agreement"],
             seconds=run.seconds,
             weights=str(run.student),
         )

@@ -6,16 +6,18 @@ text: a top-k cache knows less of the teacher, and its KL is only a lower bound.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from torch import nn
 
 import kdcache
-from kdcache.train.pipelines import AccuracyPipeline
+from kdcache.train.pipelines import PerplexityPipeline
 
 BATCH = kdcache.BatchMapping(causal=True)
 """Logits at position t predict token t + 1; inputs, mask and labels have Hugging Face's names."""
+
+_DENSE = {name: f"dense_{name}" for name in ("teacher_kl", "teacher_agreement")}
+"""Without ``dense_`` they are logged too, from the cache that the student learns from."""
 
 
 class AgainstDenseTargets:
@@ -35,8 +37,9 @@ class AgainstDenseTargets:
         self.local_copy = local_copy
 
     def run_inference_pipeline(self, model: nn.Module, data_loader: Any) -> dict[str, float]:
-        """``perplexity``, ``cross_entropy`` (nats per predicted token), ``teacher_kl`` (nats),
-        ``teacher_agreement`` and ``accuracy``.
+        """``perplexity``, ``cross_entropy`` (nats per predicted token), ``dense_teacher_kl``
+        (nats), ``dense_teacher_agreement``, and the teacher's own ``teacher_perplexity`` and
+        ``teacher_cross_entropy``.
         """  # noqa: D205
         joined = kdcache.CachedDataset(
             data_loader.dataset,
@@ -46,7 +49,6 @@ class AgainstDenseTargets:
             collate_fn=data_loader.collate_fn,
             local_copy=self.local_copy,
         )
-        built_in = AccuracyPipeline(BATCH)
+        built_in = PerplexityPipeline(BATCH)
         results = built_in.run_inference_pipeline(model, joined.loader_like(data_loader))
-        nats = results["cross_entropy"]
-        return {**results, "inference_result": nats, "perplexity": math.exp(nats)}
+        return {_DENSE.get(name, name): value for name, value in results.items()}

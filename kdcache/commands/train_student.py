@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import shutil
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcache.commands.arguments import experiment_from
 from kdcache.commands.console import aligned, quiet_lightning
+from kdcache.commands.score_table import score_table
 from kdcache.config import (
     build,
     build_model,
@@ -23,6 +25,7 @@ from kdcache.config import (
 from kdcache.errors import TerminatedError, UsageError, suggest
 from kdcache.experiment import StudentExperiment
 from kdcache.store import open_cache
+from kdcache.tracking import Tracking
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -32,13 +35,6 @@ if TYPE_CHECKING:
     from kdcache.train.schedules import Schedule
 
 _MAX_SEED = 2**32 - 1
-_RESULTS = (
-    ("accuracy", "accuracy", "{:.2%}"),
-    ("cross-entropy", "cross_entropy", "{:.4f}"),
-    ("KL to teacher (nats)", "teacher_kl", "{:.4f}"),
-    ("agreement", "teacher_agreement", "{:.2%}"),
-)
-_BOUND = ">=  a lower bound: the cache holds the top k classes and the sum of the others"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -59,6 +55,7 @@ def _train(experiment: StudentExperiment) -> StudentRun | None:
     from pytorch_lightning.utilities import rank_zero_only
 
     from kdcache.train import train_student
+    from kdcache.train.pipelines import PIPELINES
 
     quiet_lightning()
     trainer = trainer_arguments(experiment.trainer, pl.Trainer)
@@ -78,7 +75,7 @@ def _train(experiment: StudentExperiment) -> StudentRun | None:
         optimizer=_optimizer(experiment.optimizer),
         scheduler=_schedule(experiment.scheduler),
         pipelines={
-            name: build(component, f"pipelines.{name}")
+            name: build(component, f"pipelines.{name}", names=PIPELINES)
             for name, component in experiment.pipelines.items()
         },
         output=experiment.output,
@@ -89,6 +86,9 @@ def _train(experiment: StudentExperiment) -> StudentRun | None:
         seed=experiment.seed,
         progress=experiment.progress,
         trainer=trainer,
+        tracking=_tracking(experiment.tracking),
+        monitor=experiment.monitor,
+        resume=experiment.resume,
         experiment=to_yaml(experiment),
     )
     try:
@@ -122,6 +122,23 @@ def _schedule(section: Mapping[str, Any] | None) -> Schedule | None:
     return Schedule(make=make, interval=section.get("interval", "epoch"))
 
 
+def _tracking(given: Tracking) -> Tracking:
+    """With the loggers built that have a class path."""
+    if given.loggers is None:
+        return given
+    loggers = []
+    for logger in given.loggers:
+        try:
+            is_built_in = isinstance(logger, str)
+            loggers.append(logger if is_built_in else build(logger, "tracking.loggers"))
+        except ModuleNotFoundError as error:  # of what a logger writes with
+            raise UsageError(
+                f"tracking.loggers: {logger['class_path']} needs a package that is not installed: "
+                f"{error}."
+            ) from error
+    return dataclasses.replace(given, loggers=loggers)
+
+
 def trainer_arguments(section: Mapping[str, Any], target: Callable[..., Any]) -> dict[str, Any]:
     """Arguments for Lightning's Trainer: names and types checked, components built."""
     known = inspect.signature(target).parameters
@@ -137,17 +154,7 @@ def trainer_arguments(section: Mapping[str, Any], target: Callable[..., Any]) ->
 
 def run_text(finished: StudentRun, width: int) -> str:
     """What a person wants to know of a run: scores by validation set, losses, and where it is."""
-    scores = finished.scores
-    parts = []
-    if scores:
-        others = sorted({name for numbers in scores.values() for name in numbers})
-        named = {name: label for label, name, _ in _RESULTS}
-        kinds = [name for name in named if name in others]
-        # The pipeline's own result is shown unless it only repeats a number beside it.
-        kinds += [name for name in others if name not in named and _is_new(name, scores)]
-        rows = [["set", *(named.get(name, name) for name in kinds)]]
-        rows += [[split, *(_cell(finished, split, name) for name in kinds)] for split in scores]
-        parts += [aligned(rows, width), *([_BOUND] if finished.lower_bounds else []), ""]
+    parts = [score_table(finished, width), ""] if finished.scores else []
     rows = [[name.removeprefix("train_"), f"{v:.4f}"] for name, v in finished.losses.items()]
     parts += [aligned([["training loss", "last epoch"], *rows], width), ""] if rows else []
     parts += [
@@ -161,20 +168,3 @@ def run_text(finished: StudentRun, width: int) -> str:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _cell(finished: StudentRun, split: str, name: str) -> str:
-    value = finished.scores[split].get(name)
-    if value is None:
-        return "-"
-    patterns = {name: pattern for _, name, pattern in _RESULTS}
-    text = patterns.get(name, "{:.4g}").format(value)
-    return f">= {text}" if f"{split}_{name}" in finished.lower_bounds else text
-
-
-def _is_new(name: str, scores: Mapping[str, Mapping[str, float]]) -> bool:
-    repeated = [
-        any(other != name and value == numbers.get(name) for other, value in numbers.items())
-        for numbers in scores.values()
-    ]
-    return name != "inference_result" or not all(repeated)

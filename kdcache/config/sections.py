@@ -58,7 +58,13 @@ def _section(name: str, value: Any, hint: Any) -> Any:
         checked(value, Mapping[str, Any], name)
         inner = typing.get_type_hints(hint)
         refuse_unknown(value, inner, f"{name}.")
-        return hint(**{k: checked(v, inner[k], f"{name}.{k}") for k, v in value.items()})
+        return hint(
+            **{
+                k: _section(f"{name}.{k}", v, inner[k])
+                for k, v in value.items()
+                if not (v is None and dataclasses.is_dataclass(inner[k]))
+            }
+        )
     found = checked(value, hint, name)
     if name in COMPONENTS and value is not None:
         check_component(value, name)
@@ -138,7 +144,7 @@ def keys_of(kind: type, prefix: str = "") -> Iterator[Key]:
     for item in dataclasses.fields(kind):
         hint = hints[item.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type) and item.name not in about:
-            yield from keys_of(hint, f"{item.name}.")
+            yield from keys_of(hint, f"{prefix}{item.name}.")
             continue
         made = item.default_factory
         default = item.default if made is dataclasses.MISSING else made()

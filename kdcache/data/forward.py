@@ -65,6 +65,13 @@ class FlatOutput:
             part = slice(start, min(start + size, self.num_rows))
             yield part, self._logits(part)
 
+    def by_sample(self) -> Iterator[Tensor]:
+        """Logits of each sample's valid positions, (P_i, C); waits for the device."""
+        start = 0
+        for number in self.num_positions.tolist():
+            yield self._logits(slice(start, start + number))
+            start += number
+
     def _logits(self, part: slice) -> Tensor:
         source = self.all_logits
         at: Any = part if self.rows is None else self.rows[part]

@@ -3,5 +3,12 @@
 from kdcache.train.module import StudentModule
 from kdcache.train.pipelines import AccuracyPipeline
 from kdcache.train.run import StudentRun, train_student
+from kdcache.train.validation import ValidationSet
 
-__all__ = ["AccuracyPipeline", "StudentModule", "StudentRun", "train_student"]
+__all__ = [
+    "AccuracyPipeline",
+    "StudentModule",
+    "StudentRun",
+    "ValidationSet",
+    "train_student",
+]

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.data.forward import FlatOutput
+from kdcache.errors import UsageError
 from kdcache.targets import DenseTargets, SoftTargets, rows_of
+
+DIFFERENCES = ("logit_diff", "prob_diff")
+"""Names of what :func:`differences` gives."""
 
 _CHUNK_NUMBERS = 1 << 22
 
@@ -56,4 +60,19 @@ def gradient_norm(parameters: Iterable[nn.Parameter], order: float) -> Tensor:
         order: p of the p-norm; infinity is the largest entry.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients, norm_type=order)
+    norm = torch.nn.utils.get_total_norm(gradients, norm_type=order)
+    # Of gradients that are sharded over ranks it is a DTensor.
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def check_norm(order: float | None) -> float | None:
+    """The p of a norm as a float; UsageError where there is none of it."""
+    if order is None:
+        return None
+    try:
+        found = float(order)
+    except (TypeError, ValueError):
+        found = 0.0
+    if not found > 0:
+        raise UsageError(f"the norm of a gradient is a number above 0, or inf, not {order!r}.")
+    return found

@@ -16,16 +16,24 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_module
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from kdcache.errors import TerminatedError, UsageError
+from kdcache.errors import ProcessLostError, TerminatedError, UsageError
+from kdcache.tracking import Tracking
+from kdcache.tracking.callbacks import tracking_callbacks
+from kdcache.tracking.loggers import experiments, make_loggers
 from kdcache.train.module import StudentModule
+from kdcache.train.output import CHECKPOINTS_FOLDER, LAST_CHECKPOINT
+from kdcache.train.resume import Resumption
 from kdcache.train.termination import Termination
 
-CHECKPOINTS_FOLDER = "checkpoints"
+log = logging.getLogger(__name__)
+
 _BEST = 3
+
+# Short names, which Lightning takes as well, with a warning.
+_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 # Lightning's advice on settings that the user chose, or that our loaders make on purpose.
 _ADVICE = (
@@ -35,6 +43,8 @@ _ADVICE = (
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*GPU available but not used.*",
     ".*isinstance.*LeafSpec.*",
+    ".*The dirpath has changed from.*",
+    ".*AMP with fp16 is not supported on CPU.*",  # said by us
     ".*You requested to overfit but enabled train dataloader shuffling.*",
 )
 
@@ -45,6 +55,8 @@ _BANNERS = (
     "TPU available:",
     "HPU available:",
     "LOCAL_RANK:",
+    "Using bfloat16 Automatic",
+    "Using 16bit Automatic",
     "`Trainer.fit` stopped:",
 )
 
@@ -67,7 +79,14 @@ class Fitted:
 
 
 def fit(
-    module: StudentModule, loader: Any, folder: Path, options: Mapping[str, Any], *, progress: bool
+    module: StudentModule,
+    loader: Any,
+    folder: Path,
+    options: Mapping[str, Any],
+    *,
+    progress: bool,
+    tracking: Tracking | None = None,
+    resume: Resumption | None = None,
 ) -> Fitted:
     """Train a module, and score the weights that it ends with.
 
@@ -77,32 +96,40 @@ def fit(
     Args:
         module: student, objective, validation.
         loader: joined batches.
-        folder: where checkpoints and ``metrics.csv`` go.
+        folder: where checkpoints and what loggers write go.
         options: the user's arguments for the Trainer.
         progress: show Lightning's bar where standard error is a terminal.
+        tracking: what is logged and where to, unless ``options`` have a logger.
+        resume: the checkpoint to go on from.
 
     Raises:
         UsageError: Lightning refuses an argument of the Trainer.
         TerminatedError: SIGTERM came.
         KeyboardInterrupt: as it was; Lightning would end the process.
     """
+    tracking = tracking or Tracking()
+    step = 0 if resume is None else resume.step
+    made = [] if "logger" in options else make_loggers(tracking, folder, before_step=step)
     settings: dict[str, Any] = {
         "max_epochs": 10,
-        "logger": CSVLogger(folder, name="", version=""),
+        "logger": made,
         "default_root_dir": folder,
         "enable_model_summary": False,
         "enable_progress_bar": progress and sys.stderr.isatty(),
         "num_sanity_val_steps": 0,
         **options,
     }
-    termination = Termination()
-    settings["callbacks"] = [*_callbacks(settings.get("callbacks")), termination]
-    if settings.get("enable_checkpointing") is not False:
-        settings["callbacks"] += checkpoints(module, folder / CHECKPOINTS_FOLDER)
+    kept = [] if settings.get("enable_checkpointing") is False else checkpoints(module, folder)
+    termination = Termination(_last_checkpoint(folder) if kept else None)
+    given = _callbacks(settings.get("callbacks"))
+    tracked = [] if settings["logger"] in (False, []) else tracking_callbacks(tracking, given)
+    settings["callbacks"] = [*given, *tracked, termination, *kept]
     with _quiet():
         trainer = _trainer(settings, options)
-        with _ended_as_ours(trainer, termination, folder / CHECKPOINTS_FOLDER):
-            trainer.fit(module, train_dataloaders=loader)
+        ended = _ended_as_ours(trainer, termination, _last_checkpoint(folder))
+        with experiments(trainer.loggers), ended:
+            at = None if resume is None else resume.checkpoint
+            trainer.fit(module, train_dataloaders=loader, ckpt_path=at, weights_only=True)
             epochs, steps = trainer.current_epoch, trainer.global_step
             metrics = last_metrics(trainer)
             if module.needs_scores:
@@ -114,29 +141,36 @@ def fit(
 
 
 def _trainer(settings: Mapping[str, Any], options: Mapping[str, Any]) -> pl.Trainer:
+    asked = settings.get("precision")
+    precision = _PRECISIONS.get(str(asked), asked)
     try:
-        trainer = pl.Trainer(**settings)
+        trainer = pl.Trainer(**{**settings, "precision": precision})
     except Exception as error:  # Lightning checks its arguments in many ways, and with asserts
         text = " ".join(str(error).split()) or type(error).__name__
         named = [name for name in options if name in text]
         named = named or [k for k, value in options.items() if type(value) is str and value in text]
         given = ", ".join(f"trainer.{name}: {options[name]}" for name in named or options)
         raise UsageError(f"Lightning's Trainer refuses {given}. It says: {text}") from error
+    if precision is not None and trainer.precision != precision:
+        log.warning(
+            "precision %s is not possible on the %s: %s is used instead",
+            asked,
+            type(trainer.accelerator).__name__.removesuffix("Accelerator"),
+            trainer.precision,
+        )
     # fast_dev_run and overfit_batches limit it as well; ours are names of whole sets.
     trainer.limit_val_batches = 1.0
     return trainer
 
 
 @contextmanager
-def _ended_as_ours(
-    trainer: pl.Trainer, termination: Termination, checkpoints: Path
-) -> Iterator[None]:
+def _ended_as_ours(trainer: pl.Trainer, termination: Termination, last: Path) -> Iterator[None]:
     """Errors of ours, or Python's own, where Lightning ends the process."""
     try:
         with termination.listening(trainer):
             yield
     except SIGTERMException:
-        raise _terminated(trainer, checkpoints) from None
+        raise _terminated(trainer, last) from None
     except SystemExit as exit_:
         if not isinstance(exit_.__context__, KeyboardInterrupt):
             raise
@@ -147,19 +181,18 @@ def _ended_as_ours(
         if isinstance(error, ValueError) and not text.startswith("`val_check_interval`"):
             raise  # somebody else's
         raise UsageError(f"Lightning refuses to train like that. It says: {text}") from error
-    except RuntimeError:
+    except (RuntimeError, ProcessLostError):
         # A scheduler may signal loaders' workers and other ranks too: that they died is no news.
         if termination.requested:
-            raise _terminated(trainer, checkpoints) from None
+            raise _terminated(trainer, last) from None
         raise
 
 
-def _terminated(trainer: pl.Trainer, checkpoints: Path) -> TerminatedError:
-    is_any = any(checkpoints.glob("*.ckpt"))
-    rest = f"checkpoints stay in {checkpoints}" if is_any else "there was no checkpoint yet"
+def _terminated(trainer: pl.Trainer, last: Path) -> TerminatedError:
+    rest = f"Go on with resume: {last}" if last.exists() else "There was no checkpoint yet"
     return TerminatedError(
         f"terminated by SIGTERM in epoch {trainer.current_epoch} (from 0), after "
-        f"{trainer.global_step} steps. No student was saved; {rest}."
+        f"{trainer.global_step} steps. No student was saved. {rest}."
     )
 
 
@@ -183,8 +216,13 @@ def _quiet() -> Iterator[None]:
                 logger.removeFilter(is_news)
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any], tracking: Tracking) -> None:
     """Raise UsageError for an argument of the Trainer that would not do what it says."""
+    if "logger" in options and tracking.loggers is not None:
+        raise UsageError(
+            "tracking.loggers and trainer.logger are both given, and only one can say where a run "
+            "is logged. Leave one of them out."
+        )
     limit = options.get("limit_val_batches")
     if limit not in (None, 1.0) or type(limit) is int:  # 1 would be one batch
         raise UsageError(
@@ -206,11 +244,20 @@ def _callbacks(given: Any) -> list[Callback]:
     return [given] if isinstance(given, Callback) else list(given)
 
 
+def _last_checkpoint(folder: Path) -> Path:
+    return folder / CHECKPOINTS_FOLDER / LAST_CHECKPOINT
+
+
 def checkpoints(module: StudentModule, folder: Path) -> list[Callback]:
-    """The best three by what the module monitors, and the state after the last epoch."""
+    """The best three by what the module monitors, and the state after the last epoch.
+
+    Args:
+        module: says what it monitors.
+        folder: of the run.
+    """
     name, mode = module.monitor
     best = ModelCheckpoint(
-        dirpath=folder,
+        dirpath=folder / CHECKPOINTS_FOLDER,
         filename="best-epoch-{epoch:03d}-step-{step}",
         auto_insert_metric_name=False,
         monitor=name,
@@ -218,7 +265,7 @@ def checkpoints(module: StudentModule, folder: Path) -> list[Callback]:
         save_top_k=_BEST,
         save_on_train_epoch_end=not module.has_validation,
     )
-    return [best, _Last(folder)]
+    return [best, _Last(folder / CHECKPOINTS_FOLDER)]
 
 
 class _Last(ModelCheckpoint):
@@ -230,7 +277,7 @@ class _Last(ModelCheckpoint):
     def __init__(self, folder: Path) -> None:
         super().__init__(
             dirpath=folder,
-            filename="last",
+            filename=Path(LAST_CHECKPOINT).stem,
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )

@@ -5,7 +5,7 @@ It holds the student only. Neither the optimiser nor a checkpoint has ever seen 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
@@ -22,19 +22,28 @@ from kdcache.errors import UsageError, suggest
 from kdcache.losses import LossSum, Objective
 from kdcache.losses.evaluation import Reduction, is_per_sample
 from kdcache.losses.labels import STUDENT_LOSS
+from kdcache.train.diagnostics import (
+    DIFFERENCES,
+    check_norm,
+    differences,
+    gradient_norm,
+)
 from kdcache.train.finite import FiniteObjective, Note, non_finite_error
 from kdcache.train.hidden import HiddenHead
 from kdcache.train.optimizers import MakeOptimizer, optimizer_maker, trainable
-from kdcache.train.pipelines import RESULT, AccuracyPipeline, check_pipeline, run_pipeline
 from kdcache.train.positions import check_positions
+from kdcache.train.randomness import random_state, restore_random_state
 from kdcache.train.record import describe_optimizer, describe_scheduler
+from kdcache.train.resume import RECORD, aligned_progress
 from kdcache.train.schedules import MakeScheduler, Schedule, for_lightning
 from kdcache.train.step_counts import StepCounter, num_parts
+from kdcache.train.validation import Names, Validation
 from kdcache.train.windows import WindowBatch, WindowLoader, Windows
 
 DEFAULT_LOSSES: Mapping[str, float] = {"kd_loss": 1.0}
 Head = Literal["logits", "hidden"]
 _TOTAL = "final_loss"
+_STATE = "kdcache_state"
 
 
 class StudentModule(pl.LightningModule):
@@ -58,17 +67,23 @@ class StudentModule(pl.LightningModule):
         head: what the losses begin with: ``logits``, or ``hidden`` states and the output layer, so
             that all logits of a batch never exist at once; see :mod:`kdcache.train.hidden`.
         validation: name -> DataLoader of a validation set: the user's own batches, or joined for
-            the built-in pipeline.
-        pipelines: name -> inference pipeline; :class:`AccuracyPipeline` where none is given.
+            a built-in pipeline; or a :class:`~kdcache.train.validation.ValidationSet` of both.
+        pipelines: name -> inference pipeline, or the name of a built-in one, see
+            :data:`kdcache.train.pipelines.PIPELINES`; accuracy where none is given.
+        grad_norm: p of the norm of the gradient that is logged; None: none is.
+        monitor: what tells better checkpoints: ``train_<loss>``, or ``<set>_inference_result``;
+            None: the first set's, ``train_final_loss`` without validation.
 
-    Logs ``train_<loss>`` for every loss and ``train_final_loss``, and ``<set>_<number>`` for
-    every number that a pipeline returns.
+    Logs ``train_<loss>`` for every loss and ``train_final_loss``, ``train_logit_diff`` and
+    ``train_prob_diff`` (:func:`kdcache.train.diagnostics.differences`) and
+    ``grad_<p>_norm_total`` at every step that is logged, and ``<set>_<number>`` for every number
+    that a pipeline returns.
 
     Attributes:
         objective: losses, coefficients, temperature.
         record: plain values that every checkpoint holds under ``kdcache``; optimiser and
             schedule are added when they are made.
-        scores: set -> numbers of its last validation.
+        validation: the sets, their pipelines, the latest scores.
         needs_scores: after training: whether the last validation saw other weights than these.
 
     Raises:
@@ -90,6 +105,8 @@ class StudentModule(pl.LightningModule):
         head: Head = "logits",
         validation: Mapping[str, Any] | None = None,
         pipelines: Mapping[str, Any] | None = None,
+        grad_norm: float | None = 2.0,
+        monitor: str | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -99,52 +116,50 @@ class StudentModule(pl.LightningModule):
         self.objective = Objective(losses=chosen, temperature=temperature, reduction=reduction)
         self.mapping = parse_mapping(batch, "student")
         self.record: dict[str, Any] = {}
-        self.scores: dict[str, dict[str, float]] = {}
         self.needs_scores = bool(validation)
         if head not in get_args(Head):
             raise UsageError(f"there is no head {head!r}. {suggest(str(head), get_args(Head))}")
         self._hidden = HiddenHead(student) if head == "hidden" else None
         self._counter = StepCounter(needs_labels=bool(self.objective.losses.get(STUDENT_LOSS)))
         self._order: EpochOrder | None = None
+        self._random: Mapping[str, Any] | None = None
         self._finite = FiniteObjective()
+        self._monitor = monitor
+        self._grad_norm = check_norm(grad_norm)
         self._scored: object = None
         self._make_optimizer = optimizer_maker(optimizer, learning_rate)
         self._schedule = Schedule.of(scheduler)
-        self._validation = dict(validation or {})
-        given = pipelines or {}
-        unknown = next((name for name in given if name not in self._validation), None)
-        if unknown is not None:
+        self.validation = Validation(
+            validation or {}, pipelines or {}, batch=self.mapping, temperature=temperature
+        )
+        results = self.validation.results
+        if monitor is not None and not monitor.startswith("train_") and monitor not in results:
             raise UsageError(
-                f"there is a pipeline for {unknown!r}, and no such validation set; the sets are "
-                f"{', '.join(self._validation) or 'none'}."
+                f"monitor {monitor!r} is no training loss (train_<loss>), and no result of a "
+                f"validation set. {suggest(monitor, [*results, f'train_{_TOTAL}'])}"
             )
-        for name, pipeline in given.items():
-            check_pipeline(pipeline, name)
-        self._pipelines = {
-            name: given.get(name, AccuracyPipeline(self.mapping)) for name in self._validation
-        }
 
     @property
     def has_validation(self) -> bool:
         """Whether there is any validation set."""
-        return bool(self._validation)
+        return bool(self.validation)
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Set -> numbers of its last validation."""
+        return self.validation.scores
 
     @property
     def lower_bounds(self) -> tuple[str, ...]:
         """Which of the logged scores (``<set>_<number>``) are lower bounds."""
-        return tuple(
-            f"{split}_{name}"
-            for split, pipeline in self._pipelines.items()
-            for name in sorted(getattr(pipeline, "lower_bounds", ()))
-        )
+        return self.validation.lower_bounds
 
     @property
     def monitor(self) -> tuple[str, str]:
         """(logged name, "min" or "max") of what tells a better checkpoint."""
-        if not self._validation:
-            return f"train_{_TOTAL}", "min"
-        first = next(iter(self._validation))
-        return f"{first}_{RESULT}", getattr(self._pipelines[first], "mode", "max")
+        results = self.validation.results
+        name = self._monitor or next(iter(results), f"train_{_TOTAL}")
+        return name, results.get(name, "min")
 
     def windowed(self, loader: DataLoader[Any]) -> WindowLoader:
         """The same loader, looking one accumulation window ahead: what a Trainer is to be given.
@@ -199,6 +214,10 @@ class StudentModule(pl.LightningModule):
             label_problem=output.label_problem,
         )
         self._log_step(evaluation.terms, window, output)
+        if self._is_logged():
+            found = differences(output, targets, self.objective.temperature)
+            values = {f"train_{name}": value for name, value in found.items()}
+            self.log_dict(values, batch_size=output.num_rows, sync_dist=True)
         # Lightning divides by the micro-batches of a full window, the strategy by the ranks; the
         # counts have done both.
         return evaluation.total * num_parts(self.trainer)
@@ -206,10 +225,11 @@ class StudentModule(pl.LightningModule):
     def _log_step(
         self, terms: Mapping[str, LossSum], window: WindowBatch | None, output: FlatOutput
     ) -> None:
-        if _TOTAL in terms:
+        taken = next((name for name in (_TOTAL, *DIFFERENCES) if name in terms), None)
+        if taken is not None:
             raise UsageError(
-                f"the student returned a loss called {_TOTAL!r}, the name under which the weighted "
-                "sum is logged. Return it under another name."
+                f"the student returned a loss called {taken!r}, a name under which something else "
+                "is logged. Return it under another name."
             )
         losses = {name: term.mean() for name, term in terms.items()}
         total = torch.stack(
@@ -237,6 +257,17 @@ class StudentModule(pl.LightningModule):
             )
         )
 
+    def _is_logged(self) -> bool:
+        """Whether values of the step in hand reach a logger."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (self.global_step + 1) % every == 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """Log the gradient's norm, before it is clipped."""
+        if self._grad_norm is not None and self._is_logged():
+            norm = gradient_norm(self.student.parameters(), self._grad_norm)
+            self.log(f"grad_{self._grad_norm}_norm_total", norm)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Look whether the objective is finite, where that costs no wait of its own."""
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
@@ -250,6 +281,7 @@ class StudentModule(pl.LightningModule):
     def on_validation_start(self) -> None:
         """Do not score a student that is lost."""
         self._check_finite()
+        self.validation.begin(self.trainer, self.student)
 
     def on_train_epoch_end(self) -> None:
         """Before Lightning writes checkpoints of the epoch."""
@@ -261,22 +293,20 @@ class StudentModule(pl.LightningModule):
         if self.trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
             raise non_finite_error(bad, self.trainer.precision)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> Names:
         """One item a validation set: whole sets are scored by their pipelines."""
-        return _Names(tuple(self._validation))
+        return self.validation.names(self.trainer)
 
-    def validation_step(self, batch: str, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: str | None, batch_idx: int) -> None:  # noqa: ARG002
         """Score the student on one whole validation set, through its pipeline."""
-        if not isinstance(batch, str):
-            raise UsageError(
-                "validation sets go to StudentModule(validation={name: loader}), not to the "
-                "Trainer: each is scored as a whole by its inference pipeline."
-            )
-        results = run_pipeline(self._pipelines[batch], batch, self.student, self._validation[batch])
-        self.scores[batch] = results
+        self.validation.score(batch, self.student)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of all sets, whichever rank has scored them."""
+        values = self.validation.finish(self.student)
         self._scored = self._weights()
-        values = {f"{batch}_{name}": value for name, value in results.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        # The largest of equal values, where their mean over ranks would be rounded.
+        self.log_dict(values, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max")
 
     def on_train_end(self) -> None:
         """Find out whether a callback, or a last epoch, left weights that nobody has scored."""
@@ -303,19 +333,25 @@ class StudentModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": found}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down which cache the student was trained from, and how."""
-        checkpoint["kdcache"] = {**self.record, "batch": self.mapping.describe()}
+        """Write down which cache the student was trained from, how, and what is random."""
+        checkpoint[RECORD] = {**self.record, "batch": self.mapping.describe()}
+        seed = None if self._order is None else self._order.order_seed
+        checkpoint[_STATE] = {"order_seed": seed, "random": random_state()}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the order of samples and the random numbers of an interrupted training."""
+        state = checkpoint.get(_STATE, {})
+        self._random = state.get("random")
+        if self._order is not None and state.get("order_seed") is not None:
+            self._order.order_seed = state["order_seed"]
+        if "loops" in checkpoint:
+            accumulate = self.trainer.accumulate_grad_batches
+            aligned_progress(
+                checkpoint["loops"]["fit_loop"], accumulate, is_ordered=self._order is not None
+            )
 
-class _Names:
-    """Names of validation sets, one a step.
-
-    No DataLoader, whose items ranks would share out; and without a length, since Lightning warns
-    of one that is 0.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+    def on_train_start(self) -> None:
+        """From here on random numbers are drawn as they would have been."""
+        if self._random is not None:
+            restore_random_state(self._random)
+            self._random = None

@@ -13,6 +13,8 @@ from kdcache.errors import UsageError
 
 STUDENT_FILE = "student.safetensors"
 EXPERIMENT_FILE = "experiment.yaml"
+CHECKPOINTS_FOLDER = "checkpoints"
+LAST_CHECKPOINT = "last.ckpt"
 _NUMBERED = re.compile(r"run-(\d{4,})")
 
 
@@ -62,10 +64,13 @@ def _next_run(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def released_on_failure(output: Path) -> Iterator[None]:
-    """Remove a claimed folder again where training fails before its first checkpoint."""
+    """Remove a claimed folder again where training fails before its first checkpoint.
+
+    A Comet archive stays as well: it says what was measured until then.
+    """
     try:
         yield
     except BaseException:
-        if not any(output.rglob("*.ckpt")):
+        if not any(output.rglob("*.ckpt")) and not any(output.glob("comet/*.zip")):
             shutil.rmtree(output, ignore_errors=True)
         raise

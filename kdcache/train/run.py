@@ -27,6 +27,9 @@ from kdcache.data.vocabulary import IDENTITY, check_vocabulary, find_vocabulary
 from kdcache.losses import Objective
 from kdcache.losses.evaluation import Reduction
 from kdcache.store import Cache, open_cache
+from kdcache.tracking import Tracking
+from kdcache.tracking.code_version import code_version
+from kdcache.train.diagnostics import DIFFERENCES
 from kdcache.train.finite import check_weights
 from kdcache.train.fit import check_options, fit
 from kdcache.train.module import (
@@ -42,7 +45,9 @@ from kdcache.train.output import (
     released_on_failure,
 )
 from kdcache.train.record import describe_data, describe_student, plain, write_record
+from kdcache.train.resume import Resumption
 from kdcache.train.schedules import MakeScheduler, Schedule
+from kdcache.train.validation import ValidationSet
 from kdcache.version import __version__
 
 log = logging.getLogger(__name__)
@@ -58,8 +63,9 @@ class StudentRun:
         metrics: the last value of everything that was logged.
         scores: validation set -> numbers of these weights, whenever else it was validated; they
             stand among the metrics as ``<set>_<number>``.
-        lower_bounds: names of the metrics that are lower bounds: ``<set>_teacher_kl`` where the
-            cache holds the top k only.
+        lower_bounds: names of the metrics that are lower bounds: ``<set>_teacher_kl``,
+            ``<set>_kd_loss`` and ``<set>_teacher_cross_entropy`` where the cache holds the top k
+            only.
         epochs: that were trained.
         steps: of the optimiser, in all of them.
         seconds: wall-clock time of training, validation included.
@@ -79,11 +85,12 @@ class StudentRun:
     @property
     def losses(self) -> dict[str, float]:
         """Training losses, mean over the last epoch: name -> value, ``final_loss`` the total."""
-        scored = {f"{split}_{name}" for split, found in self.scores.items() for name in found}
+        others = {f"{split}_{name}" for split, found in self.scores.items() for name in found}
+        others |= {f"train_{name}" for name in DIFFERENCES}
         return {
             name.removeprefix("train_"): value
             for name, value in self.metrics.items()
-            if name.startswith("train_") and name not in scored
+            if name.startswith("train_") and name not in others
         }
 
 
@@ -110,6 +117,9 @@ def train_student(
     seed: int | None = None,
     progress: bool = True,
     trainer: Mapping[str, Any] | None = None,
+    monitor: str | None = None,
+    tracking: Tracking | Mapping[str, Any] | None = None,
+    resume: str | Path | None = None,
     experiment: str | None = None,
 ) -> StudentRun:
     """Train one student from a teacher cache.
@@ -136,7 +146,9 @@ def train_student(
         learning_rate: of an optimiser that is named, or None.
         head: ``logits``, or ``hidden``: losses begin with the student's last hidden states and its
             output layer, and all logits of a batch never exist at once (large vocabularies).
-        pipelines: validation set -> inference pipeline; accuracy where none is given.
+        pipelines: validation set -> inference pipeline, or the name of a built-in one, see
+            :data:`kdcache.train.pipelines.PIPELINES`; accuracy where none is given. A set that
+            was dumped also gets its distance to the teacher.
         class_names: in class order; the data's own if empty.
         output: an empty or new folder; the next number beside the cache if None.
         local_copy: folder of the local copy of the cache.
@@ -147,6 +159,14 @@ def train_student(
         seed: of everything random; nothing is seeded if None.
         progress: show Lightning's bar where standard error is a terminal.
         trainer: arguments for Lightning's Trainer.
+        tracking: what is logged and where to, such as ``{"loggers": ["csv", "comet"]}``; see
+            :class:`kdcache.tracking.Tracking`.
+        monitor: what tells the best checkpoints: ``train_<loss>``, or
+            ``<set>_inference_result``; the first set's if None.
+        resume: a checkpoint of an earlier run, or that run's folder: training goes on from there;
+            in its folder, where that run did not end, and ``output`` is None. It ends with the
+            weights of an uninterrupted training, where the loader shuffles all samples or none;
+            other samplers, and streams, begin the epoch in hand again.
         experiment: text of an experiment file that says all this, kept as ``experiment.yaml``.
 
     Returns:
@@ -158,7 +178,9 @@ def train_student(
         KdcacheError: see ``kdcache.errors``; nothing is overwritten.
     """
     options = dict(trainer or {})
-    check_options(options)
+    tracked = Tracking.of(tracking)
+    check_options(options, tracked)
+    resumption = None if resume is None else Resumption.of(Path(resume))
     objective = Objective(
         losses=DEFAULT_LOSSES if losses is None else losses,
         temperature=temperature,
@@ -195,7 +217,9 @@ def train_student(
         scheduler=scheduler,
         learning_rate=learning_rate,
         head=head,
-        validation=_joined_validation(opened, validation, pipelines or {}, joining),
+        monitor=monitor,
+        grad_norm=tracked.grad_norm,
+        validation=_joined_validation(opened, validation, joining),
         pipelines=pipelines,
     )
     digest = joined.view.digest
@@ -213,11 +237,19 @@ def train_student(
             "head": head,
             "seed": seed,
             "trainer": options,
-            "pipelines": {name: type(pipeline) for name, pipeline in (pipelines or {}).items()},
+            "name": tracked.name,
+            "parameters": tracked.parameters,
+            "code": code_version(Path.cwd()),
+            "pipelines": {
+                name: pipeline if isinstance(pipeline, str) else type(pipeline)
+                for name, pipeline in (pipelines or {}).items()
+            },
             **describe_student(student),
             **describe_data(data, train_loader),
         }
     )
+    if resumption is not None:
+        resumption.check(module.record)
     training = functools.partial(
         _run,
         module,
@@ -225,10 +257,13 @@ def train_student(
         options,
         digest,
         progress=progress,
+        tracking=tracked,
+        resume=resumption,
     )
     if rank_zero_only.rank:  # this process helps the first one, which claims the folder
         return training(Path())
-    folder = claim_output(None if output is None else Path(output), opened.path)
+    folder = None if output is not None or resumption is None else resumption.folder
+    folder = folder or claim_output(None if output is None else Path(output), opened.path)
     with released_on_failure(folder):
         if experiment is not None:
             (folder / EXPERIMENT_FILE).write_text(experiment, encoding="utf-8")
@@ -254,9 +289,13 @@ def _run(
     folder: Path,
     *,
     progress: bool,
+    tracking: Tracking,
+    resume: Resumption | None,
 ) -> StudentRun:
     started = time.monotonic()
-    fitted = fit(module, loader, folder, options, progress=progress)
+    fitted = fit(
+        module, loader, folder, options, progress=progress, tracking=tracking, resume=resume
+    )
     seconds = time.monotonic() - started
     check_weights(module.student)
     trainer = fitted.trainer
@@ -296,17 +335,16 @@ def _join(
 
 
 def _joined_validation(
-    cache: Cache,
-    validation: Mapping[str, sources.Loader],
-    pipelines: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> dict[str, sources.Loader]:
-    """Validation loaders; joined where the split was dumped and the built-in pipeline scores it."""
-    loaders = dict(validation)
+    cache: Cache, validation: Mapping[str, sources.Loader], options: Mapping[str, Any]
+) -> dict[str, ValidationSet]:
+    """Validation sets, with their targets where the split was dumped."""
+    found = {}
     for name, loader in validation.items():
-        if name in cache and name not in pipelines:
-            joined = _join(cache, name, loader, options)
+        joined = None
+        if name in cache:
+            dataset = _join(cache, name, loader, options)
             if options["check_fingerprints"]:
-                check_join(joined)
-            loaders[name] = joined.loader_like(loader)
-    return loaders
+                check_join(dataset)
+            joined = dataset.loader_like(loader)
+        found[name] = ValidationSet(loader=loader, joined=joined)
+    return found

@@ -1,4 +1,4 @@
-"""SIGTERM as a request: the step in hand is finished, and then the training ends with our error.
+"""SIGTERM as a request: the step in hand is finished and saved, then the training ends as ours.
 
 Lightning's own handler broadcasts to other processes from within the handler: where another
 collective is under way, all of them wait for ever. Ours only takes a note. Whoever else handled
@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,14 +24,18 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 class Termination(Callback):
     """Raises Lightning's SIGTERMException between two steps once SIGTERM has come.
 
-    Every process that a launcher signals ends by itself, after its own step.
+    All ranks end after the same step, whichever of them was signalled.
+
+    Args:
+        checkpoint: where the state after the last step is saved; None: nowhere.
 
     Attributes:
         requested: whether SIGTERM has come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: Path | None = None) -> None:
         self.requested = False
+        self._checkpoint = checkpoint
         self._is_listening = False
         self._at_once = True
         self._previous: Any = None
@@ -78,8 +83,21 @@ class Termination(Callback):
         """The same, where nothing but a validation is run."""
         self.on_train_start(trainer, pl_module)
 
-    def on_train_batch_end(self, *_: object) -> None:
-        """A step has ended."""
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
+    ) -> None:
+        """Save the state where a step has ended: a checkpoint holds no gradients."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
+        if trainer.world_size > 1:  # Lightning asks its ranks at every step as well
+            self.requested = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
+        if self.requested and self._checkpoint is not None:
+            trainer.save_checkpoint(self._checkpoint)
         self._stop()
 
     def on_validation_batch_start(self, *_: object) -> None:

@@ -92,6 +92,67 @@ def test_components_of_the_trainer_are_built(here, capsys):
     assert not list(here.glob("runs/students/*/metrics.csv"))
 
 
+def test_optimizers_and_schedules_have_names(here, capsys):
+    words = [
+        *("--optimizer", "adam_wav2vec2.0", "--optimizer.lr", "0.5"),
+        *("--scheduler", "linear_decay_with_warm_up", "--scheduler.num_warm_up", "2"),
+        *("--scheduler.interval", "step", "--trainer.max_epochs", "2"),
+    ]
+    assert call(capsys, *words)[0] == 0
+    record = json.loads((here / "runs/students/run-0001/run.json").read_text())
+    settings = record["optimizer"]["settings"]
+    assert (settings["betas"], settings["eps"], settings["lr"]) == ([0.9, 0.98], 1e-6, 0.5)
+    assert record["scheduler"]["class"].endswith("LambdaLR")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--optimizer", "adamm"], "'adamm' is no class path; it is like my_module.MyClass. Did"),
+        (["--optimizer", "adam", "--optimizer.beta", "1"], "optimizer: adam takes no 'beta'"),
+        (["--scheduler", "cosine"], "Did you mean 'cosine_anneal'"),
+        (["--scheduler", "linear_decay_with_warm_up", "--scheduler.num_warm_up", "soon"],
+         "scheduler.num_warm_up should be int, not 'soon'"),
+        (["--scheduler", "linear_decay_with_warm_up", "--scheduler.num_warm_up", "7"],
+         "a warm-up of 7 does not fit into a training of"),
+        (["--distill.reduction", "mean"], "distill.reduction should be"),
+        (["--monitor", "test_loss"], "monitor 'test_loss' is no training loss"),
+    ],
+)  # fmt: skip
+def test_what_is_no_setting_of_a_training_is_said(here, capsys, words, says):
+    code, out, text = call(capsys, *words)
+    assert (code, out) == (2, "")
+    assert says in text
+
+
+def test_a_terminated_run_is_resumed_by_its_folder(here, capsys):
+    words = ["--trainer.max_epochs", "3", "--seed", "5"]
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        ended = call(
+            capsys, *words, "--student.class_path", "user_module.Terminated", "--output", "runs/x"
+        )
+        assert ended[0] == 143
+        whole = call(capsys, *words, "--student.class_path", "user_module.Patient")
+        assert whole[0] == 0
+        resumed = call(
+            capsys, *words, "--student.class_path", "user_module.Patient", "--resume", "runs/x"
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert resumed[0] == 1
+    assert "student         checkpoint 'user_module.Terminated'" in resumed[2]
+    resumed = call(
+        capsys, *words, "--student.class_path", "user_module.Terminated", "--student.at", "99",
+        "--resume", "runs/x",
+    )  # fmt: skip
+    assert resumed[0] == 0
+    assert "runs/x/student.safetensors" in resumed[1]
+    weights = "student.safetensors"
+    found = (here / "runs/x" / weights).read_bytes()
+    assert found == (here / "runs/students/run-0001" / weights).read_bytes()
+
+
 def test_sigterm_ends_with_143_and_one_line(here, capsys):
     words = ["--student.class_path", "user_module.Terminated", "--trainer.max_epochs", "9"]
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -102,7 +163,7 @@ def test_sigterm_ends_with_143_and_one_line(here, capsys):
     assert (code, out) == (143, "")
     assert text == (
         "TerminatedError: terminated by SIGTERM in epoch 1 (from 0), after 6 steps. No student was "
-        "saved; checkpoints stay in runs/x/checkpoints.\n"
+        "saved. Go on with resume: runs/x/checkpoints/last.ckpt.\n"
     )
     assert not Path("runs/x/student.safetensors").exists()
 
@@ -176,9 +237,9 @@ def test_the_summary_is_aligned_and_says_nothing_twice():
     }
     assert run_text(finished(scores), 80) == "\n".join(
         [
-            "set    accuracy  KL to teacher (nats)  agreement",
-            "test     50.00%                0.2500     75.00%",
-            "other    12.50%                     -          -",
+            "set    accuracy  KL to teacher  agreement",
+            "test     50.00%         0.2500     75.00%",
+            "other    12.50%              -          -",
             "",
             "training loss  last epoch",
             "kd_loss            1.5000",
@@ -211,6 +272,40 @@ def test_a_pipelines_own_numbers_are_shown():
         "set   inference_result  wer",
         "test              3.25  0.5",
     ]
+
+
+def test_what_the_cache_says_of_the_teacher_is_a_row_of_its_own():
+    scores = {
+        "val": {
+            "inference_result": 20.5,
+            "perplexity": 20.5,
+            "teacher_kl": 0.25,
+            "kd_loss": 0.25,
+            "teacher_perplexity": 12.25,
+        },
+        "own": {"inference_result": 0.5, "word_error_rate": 0.5, "kd_loss": 1.5},
+    }
+    text = run_text(finished(scores, ("val_teacher_perplexity",)), 80)
+    assert text.splitlines()[:5] == [
+        "set            word errors  perplexity  KL to teacher  kd_loss",
+        "val                      -        20.5         0.2500   0.2500",
+        "  its teacher            -    >= 12.25              -        -",
+        "own                 50.00%           -              -   1.5000",
+        ">=  a lower bound: the cache holds the top k classes and the sum of the others",
+    ]
+    del scores["own"]  # at temperature 1 the loss is the divergence
+    assert "kd_loss" not in run_text(finished(scores), 80).split("training loss")[0]
+
+
+def test_a_pipeline_may_be_named(here, capsys):
+    code, out, text = call(capsys, "--pipelines.test", "perplexity")
+    assert (code, text) == (0, "")
+    assert out.splitlines()[0].split()[:3] == ["set", "cross-entropy", "perplexity"]
+    assert out.splitlines()[2].startswith("  its teacher")
+    code, _, text = call(capsys, "--pipelines.test", "perplexitty")
+    assert code == 2
+    assert "'perplexitty'" in text
+    assert "Did you mean 'perplexity'" in text
 
 
 def test_without_validation_there_is_no_table_of_scores():

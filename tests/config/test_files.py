@@ -161,6 +161,29 @@ def test_weights_stay_with_their_class(change):
     assert override(base, "data.weights", "v.pt")["data"] == {"init_args": {"weights": "v.pt"}}
 
 
+def test_a_component_may_only_be_named(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("optimizer: adam_wav2vec2.0\nscheduler: m.S\npipelines: {test: accuracy}\n")
+    found = read_file(file)
+    assert found == {
+        "optimizer": {"class_path": "adam_wav2vec2.0"},
+        "scheduler": {"class_path": "m.S"},
+        "pipelines": {"test": {"class_path": "accuracy"}},
+    }
+    found = override(found, "optimizer.lr", "0.1")
+    assert found["optimizer"] == {"class_path": "adam_wav2vec2.0", "init_args": {"lr": 0.1}}
+    assert override(found, "optimizer", "sgd")["optimizer"] == {"class_path": "sgd"}
+    assert override(found, "pipelines.test", "m.P")["pipelines"]["test"] == {"class_path": "m.P"}
+
+
+def test_how_often_a_schedule_is_stepped_is_no_argument_of_it():
+    base = {"scheduler": {"class_path": "cosine_anneal"}}
+    found = override(base, "scheduler.interval", "step")
+    assert found == {"scheduler": {"class_path": "cosine_anneal", "interval": "step"}}
+    found = override(base, "scheduler.T_0", "3")
+    assert found["scheduler"]["init_args"] == {"T_0": 3}
+
+
 def test_an_override_that_is_no_yaml():
     with pytest.raises(UsageError, match=r"--student.width: '\[' is not a valid value"):
         override({}, "student.width", "[")

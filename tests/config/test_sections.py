@@ -15,6 +15,7 @@ from kdcache.experiment import (
     DumpSection,
     StudentExperiment,
 )
+from kdcache.tracking import CometSettings, Tracking
 
 RAW = {
     "cache": "t.zarr",
@@ -104,6 +105,10 @@ def test_keys_of_the_other_stages_settings_are_looked_at():
         ({"optimizer": {}}, "optimizer needs a class_path"),
         ({"student": {"class_path": "m.S", "weights": 5}}, "student.weights is the path of a file"),
         ({"optimizer": {"init_args": {"lr": 1}}}, "optimizer needs a class_path"),
+        (
+            {"scheduler": {"class_path": "m.S", "interval": "batch"}},
+            "scheduler.interval is epoch or step, not 'batch'",
+        ),
         ({"scheduler": {"class_path": "m.S", "args": 1}}, "unknown key 'scheduler.args'"),
         ({"pipelines": {"test": {"class_path": "m.P", "args": 1}}}, "'pipelines.test.args'"),
         ({"pipelines": {"test": "m.P"}}, "pipelines.test should be"),
@@ -144,11 +149,14 @@ def test_an_empty_section_is_its_default(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_help_knows_every_key_and_says_something(kind):
     keys = {key.name: key for key in keys_of(kind)}
-    sections = {"dump": DumpSection, "distill": DistillSection}
+    sections = {"dump": DumpSection, "distill": DistillSection, "tracking": Tracking}
     for item in dataclasses.fields(kind):
         if item.name in keys:  # one line, also for the other stage's section
             continue
         inner = {f"{item.name}.{one.name}" for one in dataclasses.fields(sections[item.name])}
+        if item.name == "tracking":  # has a section of its own
+            comet = {f"tracking.comet.{one.name}" for one in dataclasses.fields(CometSettings)}
+            inner = inner - {"tracking.comet"} | comet
         assert inner <= keys.keys()
     assert all(key.about for key in keys.values())
     assert {name for name, key in keys.items() if key.is_required} >= {"cache", "data"}

@@ -172,7 +172,7 @@ def test_the_command_line_does_the_same_without_any_data(tmp_path, monkeypatch, 
     assert record["steps"] > 100
     assert record["epochs"] == 4
     assert record["metrics"]["val_cross_entropy"] < math.log(300) * 0.85
-    assert record["lower_bounds"] == ["val_teacher_kl"]
+    assert "val_teacher_kl" in record["lower_bounds"]
     cache = kdcache.open_cache("runs/language_model/tiny/top-k.zarr")
     assert set(cache) == {"train", "val"}
 

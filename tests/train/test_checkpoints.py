@@ -136,13 +136,16 @@ def test_metrics_are_written_with_all_names(train):
         rows = list(csv.DictReader(stream))
     losses = {"train_kd_loss", "train_student_loss", "train_final_loss"}
     scores = {"accuracy", "cross_entropy", "inference_result", "teacher_kl", "teacher_agreement"}
+    scores |= {"kd_loss", "teacher_accuracy", "teacher_cross_entropy"}
     expected = {f"test_{name}" for name in scores}
     expected |= {f"{name}_{when}" for name in losses for when in ("step", "epoch")}
+    steps = {"train_logit_diff", "train_prob_diff", "grad_2.0_norm_total", "lr-Adam"}
+    expected |= steps
     assert rows[0].keys() == expected | {"epoch", "step"}
     by_epoch = [row["train_final_loss_epoch"] for row in rows if row["train_final_loss_epoch"]]
     assert len(by_epoch) == 2
     assert float(by_epoch[-1]) == pytest.approx(run.metrics["train_final_loss"])
-    assert run.metrics.keys() == losses | {f"test_{name}" for name in scores}
+    assert run.metrics.keys() == losses | steps | {f"test_{name}" for name in scores}
     assert run.losses.keys() == {"kd_loss", "student_loss", "final_loss"}
 
 
@@ -261,6 +264,7 @@ def test_loggers_of_the_users_write_into_the_run_unless_told_otherwise(train, tm
 def test_checkpoints_can_be_switched_off(train):
     run = train(trainer={"enable_checkpointing": False})
     assert {path.name for path in run.output.iterdir()} == {
+        "hparams.yaml",
         "metrics.csv",
         "run.json",
         "student.safetensors",

@@ -11,8 +11,7 @@ from torch import nn
 from kdcache.data.batch import BatchMapping
 from kdcache.errors import UsageError
 from kdcache.outputs import DeferredLogits
-from kdcache.train import pipelines
-from kdcache.train.pipelines import AccuracyPipeline
+from kdcache.train.pipelines import AccuracyPipeline, passes
 from tests.data.sequences import VOCABULARY, CausalNet
 from tests.train import small, uneven
 
@@ -104,7 +103,7 @@ def test_a_student_may_defer_its_logits_itself(token_cache, head):
 
 @pytest.mark.parametrize("rows_at_once", [1 << 24, 3 * VOCABULARY])
 def test_a_student_that_defers_its_logits_is_scored_alike(token_cache, rows_at_once, monkeypatch):
-    monkeypatch.setattr(pipelines, "_CHUNK_NUMBERS", rows_at_once)
+    monkeypatch.setattr(passes, "_CHUNK_NUMBERS", rows_at_once)
     scored = AccuracyPipeline(BatchMapping(causal=True))
     loader = uneven.joined(token_cache, 4)
     wanted = scored.run_inference_pipeline(Language(), loader)

@@ -45,8 +45,8 @@ def test_checkpoints_stay_and_no_student_is_saved(train, tmp_path):
         train(trainer=trainer, experiment="cache: t.zarr\n")
     run = tmp_path / "run"
     assert str(caught.value) == (
-        "terminated by SIGTERM in epoch 1 (from 0), after 8 steps. No student was saved; "
-        f"checkpoints stay in {run / 'checkpoints'}."
+        "terminated by SIGTERM in epoch 1 (from 0), after 8 steps. No student was saved. "
+        f"Go on with resume: {run / 'checkpoints' / 'last.ckpt'}."
     )
     assert (run / "checkpoints" / "last.ckpt").exists()
     assert (run / "experiment.yaml").exists()
@@ -62,10 +62,10 @@ def test_it_is_a_preemption_with_a_code_of_its_own():
 
 @pytest.mark.parametrize(
     ("hook", "steps"),
-    [("setup", 0), ("on_fit_start", 0), ("on_train_start", 0), ("on_train_batch_start", 1)],
+    [("setup", 0), ("on_fit_start", 0), ("on_train_start", 0)],
 )
 def test_before_the_first_checkpoint_nothing_stays(train, tmp_path, hook, steps):
-    """Before the first step there is none to finish: it ends at once."""
+    """There is no step to finish: it ends at once."""
     with pytest.raises(TerminatedError, match=f"after {steps} steps.*no checkpoint yet"):
         train(trainer={"callbacks": [At(hook)]})
     assert not (tmp_path / "run").exists()

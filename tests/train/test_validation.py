@@ -85,6 +85,7 @@ def test_several_sets_each_with_its_own_pipeline(train):
         pipelines={"test": cached, "second": other},
     )
     assert run.metrics["test_inference_result"] == 0.25
+    assert run.scores["second"].keys() == {"inference_result", "f1"}
     assert run.metrics["second_f1"] == 0.5
     assert run.scores["third"].keys() == {"inference_result", "accuracy", "cross_entropy"}
     for pipeline, loader in (
@@ -118,7 +119,8 @@ class Rude:
 
 def test_a_rude_pipeline_does_not_train_in_eval_mode(train):
     student = Switching()
-    train(student, trainer={"max_epochs": 2}, pipelines={"test": Rude()})
+    bare = small.Data(bare=small.loader(8, seed=3))
+    train(student, bare, trainer={"max_epochs": 2}, pipelines={"bare": Rude()})
     assert all(student.modes)
 
 
@@ -137,7 +139,7 @@ def test_validation_runs_as_often_as_asked_and_at_the_end(train, trainer, number
     pipeline = small.Pipeline(*range(1, number + 1))
     run = train(trainer=trainer, pipelines={"test": pipeline})
     assert len(pipeline.seen) == number
-    assert run.scores == {"test": {"inference_result": number}}
+    assert run.scores["test"]["inference_result"] == number
     assert run.metrics["test_inference_result"] == number
 
 
@@ -187,10 +189,17 @@ def test_what_a_student_keeps_from_the_last_validation_can_be_trained_on(train, 
         train(student, trainer={"check_val_every_n_epoch": 2}, output=tmp_path / str(number))
 
 
+BOUNDS = tuple(
+    f"{split}_{name}"
+    for split in ("other", "test")
+    for name in ("kd_loss", "teacher_cross_entropy", "teacher_kl")
+)
+
+
 @pytest.mark.parametrize(
     ("codec", "bounds"),
     [
-        (TopKCodec(k=2), ("other_teacher_kl", "test_teacher_kl")),
+        (TopKCodec(k=2), BOUNDS),
         (TopKCodec(k=small.NUM_CLASSES), ()),
         (DenseCodec(), ()),
     ],
@@ -279,7 +288,7 @@ def test_a_validation_set_of_the_trainers_is_refused(cache):
         small.trainer().fit(module, small.joined_loader(cache), small.loader(small.NUM_TEST))
 
 
-def test_top_k_targets_without_temperature_1_give_the_agreement_alone(train, tmp_path):
+def test_top_k_targets_without_temperature_1_give_no_kl_at_it(train, tmp_path):
     loaders = {"train": small.loader(), "test": small.loader(small.NUM_TEST, seed=1)}
     codec = kdcache.TopKCodec(k=2, temperatures=(2.0,))
     cache = kdcache.dump_teacher(
@@ -304,7 +313,10 @@ def test_top_k_targets_without_temperature_1_give_the_agreement_alone(train, tmp
         "accuracy",
         "cross_entropy",
         "teacher_agreement",
+        "teacher_accuracy",
+        "kd_loss",
     }
+    assert run.lower_bounds == ("test_kd_loss",)
 
 
 def test_a_set_with_neither_labels_nor_targets_is_refused(train):

@@ -1,0 +1,9 @@
+"""Where a run's numbers go: a CSV file, TensorBoard, Comet, or a Lightning logger of your own.
+
+Importing this costs nothing: Lightning, TensorBoard and comet_ml are imported by the modules that
+need them, and comet_ml only when a Comet experiment starts.
+"""
+
+from kdcache.tracking.settings import BUILT_IN, CometSettings, Tracking
+
+__all__ = ["BUILT_IN", "CometSettings", "Tracking"]

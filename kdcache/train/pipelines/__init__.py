@@ -1,0 +1,20 @@
+"""Inference pipelines: how a student is scored on a whole validation set."""
+
+from kdcache.train.pipelines.accuracy import AccuracyPipeline, PerplexityPipeline
+from kdcache.train.pipelines.ctc import Characters, GreedyCtc
+from kdcache.train.pipelines.error_rates import ErrorRatePipeline
+from kdcache.train.pipelines.named import PIPELINES, pipeline_of
+from kdcache.train.pipelines.protocol import RESULT, check_pipeline, run_pipeline
+
+__all__ = [
+    "PIPELINES",
+    "RESULT",
+    "AccuracyPipeline",
+    "Characters",
+    "ErrorRatePipeline",
+    "GreedyCtc",
+    "PerplexityPipeline",
+    "check_pipeline",
+    "pipeline_of",
+    "run_pipeline",
+]

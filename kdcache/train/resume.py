@@ -1,0 +1,146 @@
+"""Going on with a training from a checkpoint of a run.
+
+Between epochs, and within one where kdcache orders the samples (:mod:`kdcache.data.order`), an
+interrupted and resumed training ends with the weights of an uninterrupted one. Where another
+sampler or a stream decides what comes next, the epoch in hand is begun again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcache.errors import DataError, MismatchError, UsageError
+from kdcache.train.output import CHECKPOINTS_FOLDER, LAST_CHECKPOINT
+from kdcache.train.record import RECORD_FILE, plain
+
+log = logging.getLogger(__name__)
+
+RECORD = "kdcache"
+"""Where a checkpoint holds what the run was: plain values."""
+
+_MUST_AGREE = (
+    *("digest", "losses", "temperature", "reduction", "head"),
+    *("student", "num_parameters", "num_trainable", "dataset", "batch_size"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """A checkpoint to go on from.
+
+    Attributes:
+        checkpoint: the file.
+        step: optimiser steps that it has.
+        record: of the run that wrote it.
+    """
+
+    checkpoint: Path
+    step: int
+    record: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, path: Path) -> Resumption:
+        """Read a checkpoint, or the last one of a run's folder; nothing in it can run code.
+
+        Raises:
+            UsageError: there is none, or it is not one of a student run.
+        """
+        file = path / CHECKPOINTS_FOLDER / LAST_CHECKPOINT if path.is_dir() else path
+        if not file.is_file():
+            raise UsageError(
+                f"there is no checkpoint {file} to resume from. Give one of a run's checkpoints, "
+                "or the run's folder."
+            )
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            record, step = content[RECORD], int(content["global_step"])
+        except Exception as error:  # whatever a file that is none makes torch say
+            text = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{file} is no checkpoint of a student run, so nothing can be resumed from it "
+                f"({type(error).__name__}: {text})."
+            ) from error
+        return cls(checkpoint=file, step=step, record=record)
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's own folder, where it has not ended and so goes on."""
+        folder = self.checkpoint.parent
+        is_run = folder.name == CHECKPOINTS_FOLDER and not (folder.parent / RECORD_FILE).exists()
+        return folder.parent if is_run else None
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Hold the run that wrote the checkpoint against the one that goes on.
+
+        Raises:
+            MismatchError: they differ, field by field.
+        """
+        now = plain(record)
+        differing = [
+            name
+            for name in _MUST_AGREE
+            if name in self.record and self.record[name] != now.get(name)
+        ]
+        if differing:
+            lines = [
+                f"  {name:<15} checkpoint {self.record[name]!r}   this run {now.get(name)!r}"
+                for name in differing
+            ]
+            raise MismatchError(
+                f"cannot resume from {self.checkpoint}: {len(differing)} of {len(_MUST_AGREE)} "
+                "fields differ.\n" + "\n".join(lines) + "\nNothing was trained. Restore these "
+                "settings to resume, or start a new run from its weights (student.weights)."
+            )
+
+
+def aligned_progress(loops: dict[str, Any], accumulate: int, *, is_ordered: bool) -> None:
+    """Change Lightning's progress so that training goes on where it can.
+
+    Args:
+        loops: of a checkpoint, ``checkpoint["loops"]["fit_loop"]``; changed in place.
+        accumulate: micro-batches of a step.
+        is_ordered: whether the samples of an epoch that are left are known.
+    """
+    try:
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        current = batches["current"]
+        is_within = epochs["current"]["processed"] < epochs["current"]["started"]
+        is_within = is_within and not batches["is_last_batch"]
+        if not is_within:
+            return
+        if not is_ordered:
+            _from_epoch_start(batches, epochs)
+            return
+        # A checkpoint holds no gradients: the micro-batches of a step that was not made are
+        # gone through again.
+        extra = current["processed"] % accumulate
+        for progress in (batches["current"], batches["total"]):
+            for name in ("ready", "started", "processed", "completed"):
+                progress[name] -= extra
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"the checkpoint's progress cannot be read ({error!r}); another version of Lightning "
+            "wrote it."
+        ) from error
+
+
+def _from_epoch_start(batches: dict[str, Any], epochs: dict[str, Any]) -> None:
+    log.warning(
+        "the checkpoint is from within epoch %d (from 0), after %d batches. Which samples were "
+        "left only its sampler or stream knows: the epoch is begun again, with the weights as they "
+        "are.",
+        epochs["current"]["processed"],
+        batches["current"]["processed"],
+    )
+    done = batches["total"]["processed"]
+    batches["total"].update(ready=done, started=done, processed=done, completed=done)
+    batches["current"].update(ready=0, started=0, processed=0, completed=0)
+    for progress in (epochs["current"], epochs["total"]):
+        ended = progress["processed"]
+        progress.update(ready=ended, started=ended, processed=ended, completed=ended)
