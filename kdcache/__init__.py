@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdcache.errors import KdcacheError as KdcacheError
     from kdcache.importers.logprobs import import_logprobs as import_logprobs
     from kdcache.outputs import DeferredLogits as DeferredLogits
+    from kdcache.predecessor import KnowledgeDistillationTraining as KnowledgeDistillationTraining
     from kdcache.store import open_cache as open_cache
     from kdcache.targets import SoftTargets as SoftTargets
     from kdcache.train import StudentModule as StudentModule
@@ -36,6 +37,7 @@ _PUBLIC = {
     "DenseCodec": "kdcache.codecs",
     "JoinedBatch": "kdcache.data.join",
     "KdcacheError": "kdcache.errors",
+    "KnowledgeDistillationTraining": "kdcache.predecessor",
     "SoftTargets": "kdcache.targets",
     "StudentModule": "kdcache.train",
     "TopKCodec": "kdcache.codecs",
