@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 # Mean and standard deviation of the 60,000 training images' pixels, in units of 255, rounded to
 # four places as in PyTorch's MNIST example (pytorch/examples, mnist/main.py).
@@ -89,6 +89,9 @@ class MnistData:
         num_labelled: keep the labels of a stratified subset of this size and set all others to
             ``IGNORE_INDEX``, so that the teacher's targets serve on all images and the labels on
             few; None: keep all labels. A smaller subset lies within a larger one.
+        only_labelled: draw only the labelled images of that subset in training, for a student
+            that learns from labels alone; images keep their numbers, so the cache still fits.
+        shuffle: False: training images in their own order.
         download: fetch files that are missing; False: never touch the network.
         num_workers: worker processes of each loader.
         seed: chooses the labelled subset and the order of the training batches.
@@ -103,6 +106,8 @@ class MnistData:
         batch_size: int = 64,
         num_train: int | None = None,
         num_labelled: int | None = None,
+        only_labelled: bool = False,
+        shuffle: bool = True,
         download: bool = False,
         num_workers: int = 0,
         seed: int = 0,
@@ -116,6 +121,8 @@ class MnistData:
         self.batch_size = batch_size
         self.num_train = num_train
         self.num_labelled = num_labelled
+        self.only_labelled = only_labelled
+        self.shuffle = shuffle
         self.num_workers = num_workers
         self.seed = seed
         for name in SHA256:
@@ -144,12 +151,17 @@ class MnistData:
         return MnistDataset(torch.from_numpy(images), torch.from_numpy(labels))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Shuffled batches of (images (B, 1, 28, 28), labels (B,))."""
+        """Batches of (images (B, 1, 28, 28), labels (B,))."""
         order = torch.Generator().manual_seed(self.seed)
+        sampler = None
+        if self.only_labelled:
+            labelled = (self.train_set.labels != IGNORE_INDEX).nonzero().flatten().tolist()
+            sampler = SubsetRandomSampler(labelled, generator=order)
         return DataLoader(
             self.train_set,
             batch_size=self.batch_size,
-            shuffle=True,
+            shuffle=self.shuffle if sampler is None else None,
+            sampler=sampler,
             generator=order,
             num_workers=self.num_workers,
         )

@@ -1,0 +1,221 @@
+"""What it costs to have the teacher beside the student: memory and seconds of an epoch.
+
+    python -m scripts.live_teacher [--pair resnet] [--images 3200] [--turns 3]
+
+Three trainings of one student, each in processes of its own, that take turns: on cached targets
+through kdcache.train_student; the same LightningModule, objective and loader with the live teacher
+asked in every step; and plain cross entropy on labels, which needs no teacher at all. Images are
+random, since what they show costs nothing. Seconds are those of the last of two epochs; memory is
+the peak of anonymous memory over what the process had with everything imported. Linux, on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import kdcache
+from examples.mnist.resnet import resnet18, resnet34, small_student, small_teacher
+from kdcache.data.join import JoinedBatch
+from kdcache.targets import DenseTargets
+from scripts.peak_memory import Measured, measure
+
+Make = Callable[[], nn.Module]
+PAIRS: dict[str, tuple[Make, Make]] = {
+    "resnet": (resnet34, resnet18),
+    "small": (small_teacher, partial(small_student, width=8)),
+}
+BATCH, EPOCHS, NUM_CLASSES = 64, 2, 10
+LOSSES = {"kd_loss": 0.9, "student_loss": 0.1}
+IMPORTS = ("kdcache.train.run", "kdcache.train.module", "examples.mnist.resnet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every way of training is told.
+
+    Attributes:
+        pair: of models.
+        images: of an epoch.
+        cache: of the teacher.
+        threads: of torch.
+    """
+
+    pair: str
+    images: int
+    cache: Path
+    threads: int
+
+
+class EpochClock(pl.Callback):
+    """Seconds of every epoch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, *_: object) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+class BesideTheTeacher(kdcache.StudentModule):
+    """Asks a teacher for the targets of every batch; everything else is the same."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, **options: Any) -> None:
+        super().__init__(student, **options)
+        self._teacher = [teacher.eval().requires_grad_(False)]  # no part of the module
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        user_batch = batch.batch
+        with torch.inference_mode():
+            logits = self._teacher[0](user_batch[0])
+        targets = DenseTargets(
+            num_positions=torch.ones(len(logits), dtype=torch.int64),
+            num_classes=NUM_CLASSES,
+            values=logits,
+        )
+        joined = batch._replace(batch=JoinedBatch(user_batch, targets))
+        return super().training_step(joined, batch_idx)
+
+
+def loader(images: int) -> DataLoader[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(images, 1, 28, 28, generator=generator)
+    labels = torch.randint(NUM_CLASSES, (images,), generator=generator)
+    return DataLoader(TensorDataset(pixels, labels), batch_size=BATCH, shuffle=True)
+
+
+def settings(clock: EpochClock) -> dict[str, Any]:
+    return {
+        "max_epochs": EPOCHS,
+        "accelerator": "cpu",
+        "callbacks": [clock],
+        "enable_checkpointing": False,
+    }
+
+
+def models(job: Job) -> tuple[Make, nn.Module]:
+    """How the teacher is made, and the student."""
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(1)
+    make_teacher, make_student = PAIRS[job.pair]
+    return make_teacher, make_student()
+
+
+def cached(job: Job, losses: dict[str, float] | None = None) -> str:
+    """Through the front door: fingerprints checked, metrics written, a student saved."""
+    clock = EpochClock()
+    _, student = models(job)
+    with tempfile.TemporaryDirectory() as folder:
+        kdcache.train_student(
+            student,
+            loader(job.images),
+            job.cache,
+            losses=losses or LOSSES,
+            temperature=4.0,
+            output=Path(folder) / "run",
+            progress=False,
+            trainer=settings(clock),
+        )
+    return str(clock.seconds[-1])
+
+
+def own_trainer(module: kdcache.StudentModule, job: Job) -> str:
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
+    clock = EpochClock()
+    options = settings(clock) | {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    pl.Trainer(**options).fit(module, module.windowed(loader(job.images)))
+    return str(clock.seconds[-1])
+
+
+def live(job: Job) -> str:
+    make_teacher, student = models(job)
+    module = BesideTheTeacher(student, make_teacher(), losses=LOSSES, temperature=4.0)
+    return own_trainer(module, job)
+
+
+def plain(job: Job) -> str:
+    _, student = models(job)
+    return own_trainer(kdcache.StudentModule(student, losses={"student_loss": 1.0}), job)
+
+
+WAYS: dict[str, Callable[[Job], str]] = {
+    "plain cross entropy": plain,
+    "cached targets": cached,
+    "live teacher": live,
+}
+
+
+def show(found: dict[str, list[Measured]], job: Job, dump_s: float) -> None:
+    """Medians, and medians of the ratios within each turn."""
+    table = Table(
+        *("", "s / epoch", "ratio", "peak MiB", "ratio"),
+        title=f"{job.pair}, {job.images:,} images, batches of {BATCH}, {job.threads} threads",
+        title_justify="left",
+    )
+    base = found[next(iter(WAYS))]
+    for name, turns in found.items():
+        seconds = [float(one.remark) for one in turns]
+        memory = [one.anon_mib - one.before_mib for one in turns]
+        pace = [s / float(b.remark) for s, b in zip(seconds, base, strict=True)]
+        room = [m / (b.anon_mib - b.before_mib) for m, b in zip(memory, base, strict=True)]
+        medians = [statistics.median(values) for values in (seconds, pace, memory, room)]
+        table.add_row(name, *(f"{value:,.2f}" for value in medians))
+    console = Console(width=100)
+    console.print(table)
+    console.print(f"the dump took {dump_s:.1f} s, once; load average {os.getloadavg()[0]:.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pair", choices=PAIRS, default="resnet")
+    parser.add_argument("--images", type=int, default=3200, help="of an epoch")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(
+            pair=arguments.pair,
+            images=arguments.images,
+            cache=Path(folder) / "teacher.zarr",
+            threads=arguments.threads,
+        )
+        make_teacher, _ = models(job)
+        started = time.perf_counter()
+        kdcache.dump_teacher(
+            make_teacher(), loader(job.images), job.cache, accelerator="cpu", progress=False
+        )
+        dump_s = time.perf_counter() - started
+        found: dict[str, list[Measured]] = {name: [] for name in WAYS}
+        for _ in range(arguments.turns):
+            for name, way in WAYS.items():
+                found[name].append(measure(way, job, imports=IMPORTS, title=name))
+        show(found, job, dump_s)
+
+
+if __name__ == "__main__":
+    main()
