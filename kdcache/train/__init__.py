@@ -2,7 +2,8 @@
 
 from kdcache.train.module import StudentModule
 from kdcache.train.pipelines import AccuracyPipeline
-from kdcache.train.run import StudentRun, train_student
+from kdcache.train.run import train_student
+from kdcache.train.student_run import StudentRun
 from kdcache.train.validation import ValidationSet
 
 __all__ = [

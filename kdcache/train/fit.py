@@ -1,11 +1,9 @@
-"""Lightning's Trainer as a student run uses it: settings, checkpoints, metrics, silence."""
+"""One training by Lightning's Trainer: it fits, scores what comes out, and ends as ours."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from lightning_fabric.utilities.rank_zero import rank_zero_module
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -23,42 +20,12 @@ from kdcache.errors import ProcessLostError, TerminatedError, UsageError
 from kdcache.tracking import Tracking
 from kdcache.tracking.callbacks import tracking_callbacks
 from kdcache.tracking.loggers import experiments, make_loggers
+from kdcache.train.checkpoints import checkpoints, last_checkpoint
 from kdcache.train.module import StudentModule
-from kdcache.train.output import CHECKPOINTS_FOLDER, LAST_CHECKPOINT
 from kdcache.train.resume import Resumption
+from kdcache.train.silence import quiet_lightning
 from kdcache.train.termination import Termination
-
-log = logging.getLogger(__name__)
-
-_BEST = 3
-
-# Short names, which Lightning takes as well, with a warning.
-_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
-
-# Lightning's advice on settings that the user chose, or that our loaders make on purpose.
-_ADVICE = (
-    ".*does not have many workers.*",
-    ".*smaller than the logging interval.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*Experiment logs directory .* exists and is not empty.*",
-    ".*GPU available but not used.*",
-    ".*isinstance.*LeafSpec.*",
-    ".*The dirpath has changed from.*",
-    ".*AMP with fp16 is not supported on CPU.*",  # said by us
-    ".*You requested to overfit but enabled train dataloader shuffling.*",
-)
-
-# What Lightning tells everybody, whatever is trained: products, hardware, that it has ended.
-_BANNERS = (
-    "\N{ELECTRIC LIGHT BULB} Tip:",
-    "GPU available:",
-    "TPU available:",
-    "HPU available:",
-    "LOCAL_RANK:",
-    "Using bfloat16 Automatic",
-    "Using 16bit Automatic",
-    "`Trainer.fit` stopped:",
-)
+from kdcache.train.trainer_options import make_trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +87,13 @@ def fit(
         **options,
     }
     kept = [] if settings.get("enable_checkpointing") is False else checkpoints(module, folder)
-    termination = Termination(_last_checkpoint(folder) if kept else None)
+    termination = Termination(last_checkpoint(folder) if kept else None)
     given = _callbacks(settings.get("callbacks"))
     tracked = [] if settings["logger"] in (False, []) else tracking_callbacks(tracking, given)
     settings["callbacks"] = [*given, *tracked, termination, *kept]
-    with _quiet():
-        trainer = _trainer(settings, options)
-        ended = _ended_as_ours(trainer, termination, _last_checkpoint(folder))
+    with quiet_lightning():
+        trainer = make_trainer(settings, options)
+        ended = _ended_as_ours(trainer, termination, last_checkpoint(folder))
         with experiments(trainer.loggers), ended:
             at = None if resume is None else resume.checkpoint
             trainer.fit(module, train_dataloaders=loader, ckpt_path=at, weights_only=True)
@@ -138,29 +105,6 @@ def fit(
                 trainer.validate(module, verbose=False)
                 metrics |= last_metrics(trainer)
     return Fitted(trainer=trainer, metrics=metrics, epochs=epochs, steps=steps)
-
-
-def _trainer(settings: Mapping[str, Any], options: Mapping[str, Any]) -> pl.Trainer:
-    asked = settings.get("precision")
-    precision = _PRECISIONS.get(str(asked), asked)
-    try:
-        trainer = pl.Trainer(**{**settings, "precision": precision})
-    except Exception as error:  # Lightning checks its arguments in many ways, and with asserts
-        text = " ".join(str(error).split()) or type(error).__name__
-        named = [name for name in options if name in text]
-        named = named or [k for k, value in options.items() if type(value) is str and value in text]
-        given = ", ".join(f"trainer.{name}: {options[name]}" for name in named or options)
-        raise UsageError(f"Lightning's Trainer refuses {given}. It says: {text}") from error
-    if precision is not None and trainer.precision != precision:
-        log.warning(
-            "precision %s is not possible on the %s: %s is used instead",
-            asked,
-            type(trainer.accelerator).__name__.removesuffix("Accelerator"),
-            trainer.precision,
-        )
-    # fast_dev_run and overfit_batches limit it as well; ours are names of whole sets.
-    trainer.limit_val_batches = 1.0
-    return trainer
 
 
 @contextmanager
@@ -196,91 +140,10 @@ def _terminated(trainer: pl.Trainer, last: Path) -> TerminatedError:
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's advice and banners; what callbacks and loggers say is heard."""
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(_BANNERS)
-
-    loggers = [rank_zero_module.log, logging.getLogger("pytorch_lightning.accelerators.cuda")]
-    with warnings.catch_warnings():
-        for text in _ADVICE:
-            warnings.filterwarnings("ignore", message=text)
-        for logger in loggers:
-            logger.addFilter(is_news)
-        try:
-            yield
-        finally:
-            for logger in loggers:
-                logger.removeFilter(is_news)
-
-
-def check_options(options: Mapping[str, Any], tracking: Tracking) -> None:
-    """Raise UsageError for an argument of the Trainer that would not do what it says."""
-    if "logger" in options and tracking.loggers is not None:
-        raise UsageError(
-            "tracking.loggers and trainer.logger are both given, and only one can say where a run "
-            "is logged. Leave one of them out."
-        )
-    limit = options.get("limit_val_batches")
-    if limit not in (None, 1.0) or type(limit) is int:  # 1 would be one batch
-        raise UsageError(
-            "trainer.limit_val_batches cannot be used: each validation set is scored as a whole by "
-            "its inference pipeline. Give a smaller set, or validate less often with "
-            "trainer.check_val_every_n_epoch."
-        )
-    accumulate = options.get("accumulate_grad_batches", 1)
-    if type(accumulate) is not int or accumulate < 1:
-        raise UsageError(
-            f"trainer.accumulate_grad_batches is how many batches make a step, 1 or more, not "
-            f"{accumulate!r}."
-        )
-
-
 def _callbacks(given: Any) -> list[Callback]:
     if given is None:
         return []
     return [given] if isinstance(given, Callback) else list(given)
-
-
-def _last_checkpoint(folder: Path) -> Path:
-    return folder / CHECKPOINTS_FOLDER / LAST_CHECKPOINT
-
-
-def checkpoints(module: StudentModule, folder: Path) -> list[Callback]:
-    """The best three by what the module monitors, and the state after the last epoch.
-
-    Args:
-        module: says what it monitors.
-        folder: of the run.
-    """
-    name, mode = module.monitor
-    best = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS_FOLDER,
-        filename="best-epoch-{epoch:03d}-step-{step}",
-        auto_insert_metric_name=False,
-        monitor=name,
-        mode=mode,
-        save_top_k=_BEST,
-        save_on_train_epoch_end=not module.has_validation,
-    )
-    return [best, _Last(folder / CHECKPOINTS_FOLDER)]
-
-
-class _Last(ModelCheckpoint):
-    """The state after every epoch, over the one before; a class of its own, beside the user's.
-
-    Lightning's ``save_last`` only follows a checkpoint that was among the best.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename=Path(LAST_CHECKPOINT).stem,
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
 
 
 def last_metrics(trainer: pl.Trainer) -> dict[str, float]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,27 +14,18 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_model
 from torch import nn
-from torch.utils.data import DataLoader
 
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
-from kdcache.data.join import CachedDataset
-from kdcache.data.probes import check_join
-from kdcache.data.stream import CachedStream
-from kdcache.data.vocabulary import IDENTITY, check_vocabulary, find_vocabulary
 from kdcache.losses import Objective
 from kdcache.losses.evaluation import Reduction
-from kdcache.store import Cache, open_cache
+from kdcache.store import open_cache
 from kdcache.tracking import Tracking
 from kdcache.tracking.code_version import code_version
-from kdcache.train.diagnostics import DIFFERENCES
 from kdcache.train.finite import check_weights
-from kdcache.train.fit import check_options, fit
-from kdcache.train.module import (
-    DEFAULT_LOSSES,
-    Head,
-    StudentModule,
-)
+from kdcache.train.fit import fit
+from kdcache.train.joined_data import Joining, join_data
+from kdcache.train.module import DEFAULT_LOSSES, Head, StudentModule
 from kdcache.train.optimizers import MakeOptimizer
 from kdcache.train.output import (
     EXPERIMENT_FILE,
@@ -47,51 +36,9 @@ from kdcache.train.output import (
 from kdcache.train.record import describe_data, describe_student, plain, write_record
 from kdcache.train.resume import Resumption
 from kdcache.train.schedules import MakeScheduler, Schedule
-from kdcache.train.validation import ValidationSet
+from kdcache.train.student_run import StudentRun
+from kdcache.train.trainer_options import check_options
 from kdcache.version import __version__
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentRun:
-    """What came out of a run.
-
-    Attributes:
-        output: its folder.
-        student: the plain weights of the last epoch, ``student.safetensors``.
-        metrics: the last value of everything that was logged.
-        scores: validation set -> numbers of these weights, whenever else it was validated; they
-            stand among the metrics as ``<set>_<number>``.
-        lower_bounds: names of the metrics that are lower bounds: ``<set>_teacher_kl``,
-            ``<set>_kd_loss`` and ``<set>_teacher_cross_entropy`` where the cache holds the top k
-            only.
-        epochs: that were trained.
-        steps: of the optimiser, in all of them.
-        seconds: wall-clock time of training, validation included.
-        digest: of the cache's training split.
-    """
-
-    output: Path
-    student: Path
-    metrics: Mapping[str, float]
-    scores: Mapping[str, Mapping[str, float]]
-    lower_bounds: tuple[str, ...]
-    epochs: int
-    steps: int
-    seconds: float
-    digest: str
-
-    @property
-    def losses(self) -> dict[str, float]:
-        """Training losses, mean over the last epoch: name -> value, ``final_loss`` the total."""
-        others = {f"{split}_{name}" for split, found in self.scores.items() for name in found}
-        others |= {f"train_{name}" for name in DIFFERENCES}
-        return {
-            name.removeprefix("train_"): value
-            for name, value in self.metrics.items()
-            if name.startswith("train_") and name not in others
-        }
 
 
 def train_student(
@@ -189,24 +136,15 @@ def train_student(
     if seed is not None:
         pl.seed_everything(seed, workers=True, verbose=False)
     opened = open_cache(cache)
-    train_loader, validation = _loaders(data)
-    names = tuple(class_names) or sources.class_names(data, train_loader.dataset)
-    joining: dict[str, Any] = {
-        "batch": batch,
-        "local_copy": local_copy,
-        "codecs": codecs,
-        "fingerprint": fingerprint,
-        "check_fingerprints": not allow_mismatch,
-    }
-    joined = _join(opened, sources.TRAIN, train_loader, joining)
-    objective.check_codec(joined.codec)
-    if allow_mismatch:
-        log.warning("allow_mismatch: samples are not checked against what the teacher saw")
-    else:
-        check_join(joined, names)
-        check_vocabulary(
-            joined.view.manifest.identity.get(IDENTITY, ""), find_vocabulary(data, train_loader)
-        )
+    joining = Joining(
+        batch=batch,
+        local_copy=local_copy,
+        codecs=codecs,
+        fingerprint=fingerprint,
+        check_fingerprints=not allow_mismatch,
+    )
+    joined = join_data(data, opened, joining, class_names)
+    objective.check_codec(joined.train.codec)
     module = StudentModule(
         student,
         losses=losses,
@@ -219,10 +157,10 @@ def train_student(
         head=head,
         monitor=monitor,
         grad_norm=tracked.grad_norm,
-        validation=_joined_validation(opened, validation, joining),
+        validation=joined.validation,
         pipelines=pipelines,
     )
-    digest = joined.view.digest
+    digest = joined.train.view.digest
     module.record = plain(
         {
             "kdcache": __version__,
@@ -245,7 +183,7 @@ def train_student(
                 for name, pipeline in (pipelines or {}).items()
             },
             **describe_student(student),
-            **describe_data(data, train_loader),
+            **describe_data(data, joined.loader),
         }
     )
     if resumption is not None:
@@ -253,7 +191,7 @@ def train_student(
     training = functools.partial(
         _run,
         module,
-        module.windowed(joined.loader_like(train_loader)),
+        module.windowed(joined.train.loader_like(joined.loader)),
         options,
         digest,
         progress=progress,
@@ -269,15 +207,7 @@ def train_student(
             (folder / EXPERIMENT_FILE).write_text(experiment, encoding="utf-8")
         run = training(folder)
     save_model(student, str(run.student), metadata={"cache_digest": digest})
-    results = {
-        "metrics": run.metrics,
-        "scores": run.scores,
-        "lower_bounds": run.lower_bounds,
-        "epochs": run.epochs,
-        "steps": run.steps,
-        "seconds": round(run.seconds, 3),
-    }
-    write_record(folder, {**module.record, **results})
+    write_record(folder, {**module.record, **run.results()})
     return run
 
 
@@ -317,34 +247,3 @@ def _run(
         seconds=seconds,
         digest=digest,
     )
-
-
-def _loaders(data: Any) -> tuple[sources.Loader, dict[str, sources.Loader]]:
-    if isinstance(data, DataLoader):
-        return data, {}
-    sources.prepare(data)
-    return sources.loaders(data)
-
-
-def _join(
-    cache: Cache, split: str, loader: sources.Loader, options: Mapping[str, Any]
-) -> CachedDataset | CachedStream:
-    sources.check_batched(loader)
-    kind = CachedStream if sources.is_stream(loader.dataset) else CachedDataset
-    return kind(loader.dataset, cache[split], collate_fn=loader.collate_fn, **options)
-
-
-def _joined_validation(
-    cache: Cache, validation: Mapping[str, sources.Loader], options: Mapping[str, Any]
-) -> dict[str, ValidationSet]:
-    """Validation sets, with their targets where the split was dumped."""
-    found = {}
-    for name, loader in validation.items():
-        joined = None
-        if name in cache:
-            dataset = _join(cache, name, loader, options)
-            if options["check_fingerprints"]:
-                check_join(dataset)
-            joined = dataset.loader_like(loader)
-        found[name] = ValidationSet(loader=loader, joined=joined)
-    return found

@@ -57,6 +57,7 @@ class Termination(Callback):
             yield
         except SIGTERMException:
             if trainer.strategy.launcher is not None:
+                _leave_in_peace()
                 trainer.strategy.launcher.kill(signal.SIGKILL)
             raise
         finally:
@@ -107,3 +108,10 @@ class Termination(Callback):
     def _stop(self) -> None:
         if self.requested:
             raise SIGTERMException
+
+
+def _leave_in_peace() -> None:
+    """Tell Lightning's observer of no processes: where one ends with an error it kills this one."""
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            thread._child_processes = []  # type: ignore[attr-defined]

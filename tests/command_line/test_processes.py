@@ -128,7 +128,8 @@ def test_two_devices_share_one_run(here):
     done = call(here, "train-student", "-c", "experiment.yaml", *RECORDING, *words)
     assert done.stdout.count("cache digest") == 1
     (output,) = (here / "runs/students").iterdir()
-    expected = {"checkpoints", "experiment.yaml", "metrics.csv", "run.json", "student.safetensors"}
+    expected = {"checkpoints", "experiment.yaml", "hparams.yaml", "metrics.csv", "run.json"}
+    expected |= {"student.safetensors"}
     assert {path.name for path in output.iterdir()} == expected
     metrics = json.loads((output / "run.json").read_text())["metrics"]
     assert metrics.keys() >= {"test_accuracy", "test_teacher_kl", "train_final_loss"}

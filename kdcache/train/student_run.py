@@ -1,0 +1,62 @@
+"""What comes out of a student run, and the file that says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcache.train.diagnostics import DIFFERENCES
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRun:
+    """What came out of a run.
+
+    Attributes:
+        output: its folder.
+        student: the plain weights of the last epoch, ``student.safetensors``.
+        metrics: the last value of everything that was logged.
+        scores: validation set -> numbers of these weights, whenever else it was validated; they
+            stand among the metrics as ``<set>_<number>``.
+        lower_bounds: names of the metrics that are lower bounds: ``<set>_teacher_kl``,
+            ``<set>_kd_loss`` and ``<set>_teacher_cross_entropy`` where the cache holds the top k
+            only.
+        epochs: that were trained.
+        steps: of the optimiser, in all of them.
+        seconds: wall-clock time of training, validation included.
+        digest: of the cache's training split.
+    """
+
+    output: Path
+    student: Path
+    metrics: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, float]]
+    lower_bounds: tuple[str, ...]
+    epochs: int
+    steps: int
+    seconds: float
+    digest: str
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Training losses, mean over the last epoch: name -> value, ``final_loss`` the total."""
+        others = {f"{split}_{name}" for split, found in self.scores.items() for name in found}
+        others |= {f"train_{name}" for name in DIFFERENCES}
+        return {
+            name.removeprefix("train_"): value
+            for name, value in self.metrics.items()
+            if name.startswith("train_") and name not in others
+        }
+
+    def results(self) -> dict[str, Any]:
+        """What ``run.json`` says beside what the run was."""
+        return {
+            "metrics": self.metrics,
+            "scores": self.scores,
+            "lower_bounds": self.lower_bounds,
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+        }
