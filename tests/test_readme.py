@@ -20,11 +20,12 @@ from kdcache.config import parse
 from kdcache.data.batch_section import parse_mapping
 from kdcache.experiment import DumpExperiment, StudentExperiment
 from tests.examples.idx_files import write_split
+from tests.examples.small_speech import write_archive, write_checkpoint, write_folder
 from tests.importers import teacher_files
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN, DIGITS, MNIST = "README.md", "examples/digits/README.md", "examples/mnist/README.md"
-LANGUAGE = "examples/language_model/README.md"
+LANGUAGE, SPEECH = "examples/language_model/README.md", "examples/speech/README.md"
 
 # Tested where they are at home: set-up is what made this environment, and the demo at its full
 # size takes longer than all tests (tests/examples/test_digits.py runs it small).
@@ -33,6 +34,8 @@ ELSEWHERE = (
     "pip install ",
     "python examples/digits/demo.py",
     "python -m examples.language_model --data",
+    "python -m examples.speech --data",
+    "python -m examples.speech.drift --data",
 )
 
 
@@ -131,6 +134,16 @@ def test_language_model_commands(checkout):
     assert run_commands(commands(LANGUAGE), checkout) == 8
 
 
+def test_speech_commands(checkout):
+    """In the size of seconds, on made-up recordings, and with a small model as the large one."""
+    write_archive(checkout.parent / "shared" / "data")
+    write_checkpoint(checkout / "wav2vec2-base-960h")
+    for name in ("train-clean-100", "dev-clean"):
+        texts = {"19-198-0000": "SEVEN NINE", "19-198-0001": "ZERO"}
+        write_folder(checkout / "LibriSpeech" / name, texts, sample_rate=16_000)
+    assert run_commands(commands(SPEECH), checkout) == 9
+
+
 def test_python_blocks(checkout):
     script = checkout / "readme.py"
     script.write_text("\n".join(blocks(MAIN, "python")))
@@ -160,7 +173,7 @@ def test_every_experiment_is_one():
     assert len(shown) == 2
 
 
-@pytest.mark.parametrize("document", [MAIN, DIGITS, MNIST, LANGUAGE])
+@pytest.mark.parametrize("document", [MAIN, DIGITS, MNIST, LANGUAGE, SPEECH])
 def test_links_and_scripts_lead_somewhere(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     links = [name for name in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in name]

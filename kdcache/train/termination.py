@@ -9,6 +9,7 @@ no handlers, nor in a process that ignores the signal.
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,8 +58,7 @@ class Termination(Callback):
             yield
         except SIGTERMException:
             if trainer.strategy.launcher is not None:
-                _leave_in_peace()
-                trainer.strategy.launcher.kill(signal.SIGKILL)
+                _end_processes_of(trainer.strategy.launcher)
             raise
         finally:
             if self._is_listening:
@@ -110,8 +110,15 @@ class Termination(Callback):
             raise SIGTERMException
 
 
-def _leave_in_peace() -> None:
-    """Tell Lightning's observer of no processes: where one ends with an error it kills this one."""
+def _end_processes_of(launcher: Any) -> None:
+    """Kill what a launcher of Lightning's has started, and not be killed for it.
+
+    Its observer ends this process as well where one of them has ended with an error.
+    """
     for thread in threading.enumerate():
         if thread.name == "child-process-observer":
             thread._child_processes = []  # type: ignore[attr-defined]
+    launcher.kill(signal.SIGKILL)
+    for process in getattr(launcher, "procs", ()):
+        if isinstance(process, subprocess.Popen):
+            process.wait()
