@@ -34,6 +34,7 @@ ELSEWHERE = (
     "pip install ",
     "python examples/digits/demo.py",
     "python -m examples.language_model --data",
+    "python -m examples.mnist.seeds --data",
     "python -m examples.speech --data",
     "python -m examples.speech.drift --data",
 )
@@ -126,7 +127,7 @@ def test_mnist_commands(checkout):
 
 def test_resnet_commands(checkout):
     images_beside(checkout, 30)
-    assert run_commands([line for line in commands(MNIST) if "resnet" in line], checkout) == 3
+    assert run_commands([line for line in commands(MNIST) if "resnet" in line], checkout) == 4
 
 
 def test_language_model_commands(checkout):
@@ -160,9 +161,9 @@ def test_the_experiment_file_is_the_file():
 
 def test_every_experiment_is_one():
     """Both stages take it, its batch mapping and its codec; its models are not built."""
-    shown = blocks(MAIN, "yaml")
-    for block in shown:
-        raw = yaml.safe_load(block)
+    first, *others = map(yaml.safe_load, blocks(MAIN, "yaml"))
+    shown = [first, *({**first, **block} for block in others)]  # a block may be some sections only
+    for raw in shown:
         dump = parse(DumpExperiment, raw)
         train = parse(StudentExperiment, raw)
         targets = dict(dump.targets)
@@ -170,7 +171,7 @@ def test_every_experiment_is_one():
         codec.check_temperature(train.distill.temperature)
         for side in ("teacher", "student"):
             parse_mapping(train.batch, side)
-    assert len(shown) == 2
+    assert len(shown) == 3
 
 
 @pytest.mark.parametrize("document", [MAIN, DIGITS, MNIST, LANGUAGE, SPEECH])

@@ -15,8 +15,10 @@ import torch
 import yaml
 from torch import nn
 
+import kdcache
 from examples.mnist import data as mnist
-from examples.mnist import resnet
+from examples.mnist import resnet, seeds
+from kdcache.train.optimizers import OPTIMIZERS
 from tests.examples.idx_files import idx_bytes, write_split
 
 EXAMPLE = Path(mnist.__file__).parent
@@ -383,10 +385,47 @@ def test_experiment_files_name_what_exists(name):
     config = yaml.safe_load((EXAMPLE / name).read_text())
     assert set(config["distill"]["losses"]) <= {"kd_loss", "student_loss"}
     for section in ("data", "teacher", "student", "optimizer"):
-        module, _, attribute = config[section]["class_path"].rpartition(".")
-        target = getattr(import_module(module), attribute)
+        path = config[section]["class_path"]
+        module, _, attribute = path.rpartition(".")
+        target = OPTIMIZERS.get(path) or getattr(import_module(module), attribute)
         arguments = config[section].get("init_args", {})
         if section == "optimizer":
             arguments = {"params": [], **arguments}
         inspect.signature(target).bind(**arguments)
         assert arguments.get("lr", 1.0) <= 1.0  # YAML 1.1 reads 1e-3 as a string: write 1.0e-3
+
+
+# --- students over seeds
+
+
+def test_students_over_seeds(root, tmp_path, monkeypatch, capsys):
+    """Every way takes about as many steps, from the same cache."""
+    cache = tmp_path / "teacher.zarr"
+    data = mnist.MnistData(root=root, batch_size=16)
+    loaders = {"train": data.train_dataloader(), **data.val_dataloader()}
+    kdcache.dump_teacher(
+        resnet.small_teacher(), loaders, cache, accelerator="cpu", progress=False, pilot=False
+    )
+    words = ["--data", str(root), "--cache", str(cache), "--seeds", "2", "--num-labelled", "20"]
+    monkeypatch.setattr("sys.argv", ["seeds", *words])
+    seeds.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("seed ")]) == 2 * len(seeds.WAYS)
+    rows = [line for line in lines if line.startswith("| ")]
+    assert len(rows) == 1 + 1 + len(seeds.WAYS) + 1
+    assert all(len(re.findall(r"-?\d+\.\d+ ± \d+\.\d+", row)) == 3 for row in rows[2:])
+
+
+def test_only_labelled_images_are_drawn(root):
+    data = mnist.MnistData(root=root, batch_size=16, num_labelled=20, only_labelled=True)
+    loader = data.train_dataloader()
+    labels = torch.cat([labels for _, labels in loader])
+    assert len(labels) == 20
+    assert (labels != mnist.IGNORE_INDEX).all()
+    assert len(loader.dataset) == NUM_TRAIN
+
+
+def test_images_can_stay_in_their_order(root):
+    data = mnist.MnistData(root=root, batch_size=NUM_TRAIN, shuffle=False)
+    _, labels = next(iter(data.train_dataloader()))
+    assert torch.equal(labels, data.train_set.labels)
