@@ -14,7 +14,10 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _MASK = "***"
-_ADVICE = "To get all data logged automatically"  # where the user has imported comet_ml, but late
+_ADVICE = (
+    "To get all data logged automatically",  # where the user has imported comet_ml, but late
+    "Experiment Name is generated at upload time",
+)
 
 # Neither hooks in other libraries' imports, nor reports of errors to a third party. comet_ml reads
 # them once, when it is imported; what the user has set stays.

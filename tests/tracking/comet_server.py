@@ -20,15 +20,12 @@ _REFUSED = {"msg": "no such key", "code": 400, "sdk_error_code": 90212}
 
 
 class CometServer(ThreadingHTTPServer):
-    """Attributes: requests, (path, body) of all that came; refuses, whether keys are refused;
-    is_cut, whether every connection is closed without an answer.
-    """
+    """Attributes: refuses, whether keys are refused; requests, (path, body) of all that came."""
 
     daemon_threads = True
 
     def __init__(self, *, refuses=False):
         self.refuses = refuses
-        self.is_cut = False
         self.requests = []
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -49,9 +46,6 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def _answer(self):
-        if self.server.is_cut:
-            self.close_connection = True
-            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)

@@ -112,7 +112,7 @@ def test_a_logger_of_the_other_lightning(train, tmp_path, monkeypatch):
     "logger", [{"class_path": "m.Logger"}, type("X", (), {"log_metrics": 0})()]
 )
 def test_what_is_no_logger(train, tmp_path, logger):
-    with pytest.raises(UsageError, match="is no logger of pytorch_lightning. A class_path is for"):
+    with pytest.raises(UsageError, match=r"is no logger of pytorch_lightning\. A class_path is"):
         train(tracking={"loggers": [logger]})
     assert not (tmp_path / "run").exists()
 

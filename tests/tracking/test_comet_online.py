@@ -39,17 +39,21 @@ def refusing(monkeypatch):
 
 
 @pytest.fixture
-def nobody(monkeypatch):
-    """A port that nobody listens at, and no patience."""
+def impatient(monkeypatch):
+    """Nothing is tried again."""
+    kinds = ("CONNECT", "READ", "STATUS", "TOTAL")
+    retries = [f"GET_OR_ADD_EXPERIMENT_RETRY_{kind}" for kind in kinds]
+    for name in ("HTTP_SESSION_RETRY_TOTAL", *retries):
+        monkeypatch.setenv(f"COMET_{name}", "0")
+
+
+@pytest.fixture
+def nobody(monkeypatch, impatient):
+    """A port that nobody listens at."""
     with contextlib.closing(socket.socket()) as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     monkeypatch.setenv("COMET_URL_OVERRIDE", f"http://127.0.0.1:{port}/clientlib/")
-    for name in (
-        "HTTP_SESSION_RETRY_TOTAL",
-        *(f"GET_OR_ADD_EXPERIMENT_RETRY_{kind}" for kind in ("CONNECT", "READ", "STATUS", "TOTAL")),
-    ):
-        monkeypatch.setenv(f"COMET_{name}", "0")
 
 
 def test_everything_is_sent(comet, server, info, cache, caplog):

@@ -111,7 +111,7 @@ def test_a_logger_by_class_path(folder):
     words = "{class_path: pytorch_lightning.loggers.CSVLogger, init_args: {save_dir: own}}"
     train(folder, "--tracking.loggers", f"[{words}]")
     (file,) = (folder / "own").rglob("metrics.csv")
-    assert "train_kd_loss_step" in file.read_text()
+    assert "train_kd_loss_epoch" in file.read_text()
     assert not (folder / "out" / "metrics.csv").exists()
 
 
