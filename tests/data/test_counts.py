@@ -63,4 +63,4 @@ MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     ],
 )
 def test_of_the_users_own_batch(mapping, batch, labelled):
-    assert batch_counts(parse_mapping(mapping, "student"), batch) == (None, labelled)
+    assert batch_counts(parse_mapping(mapping, "student"), batch) == (None, labelled, None)
