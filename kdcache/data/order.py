@@ -71,10 +71,11 @@ class EpochOrder(DistributedSampler[int]):
             return sampler
         is_plain = type(loader.batch_sampler) is BatchSampler and loader.batch_size is not None
         is_random = type(sampler) is RandomSampler and not sampler.replacement
-        is_whole = getattr(sampler, "num_samples", None) == len(loader.dataset)  # type: ignore[arg-type]
-        if not is_plain or not ((is_random and is_whole) or type(sampler) is SequentialSampler):
+        if not is_plain or not (is_random or type(sampler) is SequentialSampler):
             return None
-        generator = loader.generator if is_random else None
+        if len(sampler) != len(loader.dataset):  # type: ignore[arg-type]
+            return None  # a part of the samples
+        generator = sampler.generator if is_random else None  # the loader's, where it made it
         return cls(
             num_samples=len(loader.dataset),  # type: ignore[arg-type]
             batch_size=loader.batch_size or 1,

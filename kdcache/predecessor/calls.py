@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from kdcache.data import sources
 from kdcache.data.batch import BatchMapping, CallableMapping, Mapped, Selected
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, UsageError
 
 _TEMPERATURE = "temperature"
 
@@ -34,6 +36,45 @@ def call_mapping(model: nn.Module, batch: Any) -> Mapped:
     if temperature is None or temperature.default == 1:
         return mapping
     return CallableMapping(AtTemperatureOne(mapping))
+
+
+def called_alike(
+    make: Callable[[], nn.Module], mapping: Mapped, batch: Any
+) -> Callable[[], nn.Module]:
+    """A function that makes a model, which is refused where it would be called otherwise.
+
+    Args:
+        make: the user's function.
+        mapping: what its model is called with, found before there was one.
+        batch: of a loader.
+    """
+
+    def made() -> nn.Module:
+        model = make()
+        if call_mapping(model, batch) != mapping:
+            raise UsageError(
+                f"teacher_model made a {type(model).__name__}, whose forward takes other inputs, "
+                "or another default temperature, than the student's; a function is taken to make "
+                "a model that is called like the student. Nothing was dumped. Give the teacher "
+                "itself, or a forward with the student's parameters (temperature=1)."
+            )
+        return model
+
+    return made
+
+
+@contextmanager
+def left_as_it_was(student: nn.Module) -> Iterator[None]:
+    """Put a student's modes back: a dump freezes the teacher, which may share modules with it."""
+    modules = [(module, module.training) for module in student.modules()]
+    parameters = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
+    try:
+        yield
+    finally:
+        for module, mode in modules:
+            module.training = mode
+        for parameter, is_trained in parameters:
+            parameter.requires_grad_(is_trained)
 
 
 @dataclass(frozen=True)

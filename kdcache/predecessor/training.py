@@ -18,7 +18,13 @@ from kdcache.data import sources
 from kdcache.dump import dump_teacher
 from kdcache.dump.loop import is_complete
 from kdcache.errors import CacheIncompleteError, UsageError
-from kdcache.predecessor.calls import call_mapping, first_batch, takes_alike
+from kdcache.predecessor.calls import (
+    call_mapping,
+    called_alike,
+    first_batch,
+    left_as_it_was,
+    takes_alike,
+)
 from kdcache.predecessor.devices import Devices, off_the_device, wait_for
 from kdcache.train import StudentRun, train_student
 from kdcache.train.schedules import Schedule, linear_decay_with_warm_up
@@ -147,8 +153,9 @@ class KnowledgeDistillationTraining:
 
         A launcher may run this on every rank.
         """
+        with left_as_it_was(self._student):
+            self._dump(self._teacher)
         teacher, self._teacher = self._teacher, None
-        self._dump(teacher)
         if isinstance(teacher, nn.Module):
             off_the_device(teacher)
         del teacher
@@ -174,7 +181,11 @@ class KnowledgeDistillationTraining:
                 )
             return
         batch = first_batch(self._data.train)
-        mapping = call_mapping(teacher if isinstance(teacher, nn.Module) else self._student, batch)
+        if isinstance(teacher, nn.Module):
+            mapping = call_mapping(teacher, batch)
+        else:
+            mapping = call_mapping(self._student, batch)
+            teacher = called_alike(teacher, mapping, batch)
         for name, loader in self._data.validation.items():
             if takes_alike(mapping, batch, loader):
                 splits[name] = loader

@@ -32,9 +32,9 @@ from kdcache.train.finite import FiniteObjective, Note, non_finite_error
 from kdcache.train.hidden import HiddenHead
 from kdcache.train.optimizers import MakeOptimizer, optimizer_maker, trainable
 from kdcache.train.positions import check_positions
-from kdcache.train.randomness import random_state, restore_random_state
+from kdcache.train.randomness import of_this_rank, random_states, restore_random_state
 from kdcache.train.record import describe_optimizer, describe_scheduler
-from kdcache.train.resume import RECORD, aligned_progress
+from kdcache.train.resume import RECORD, StepParts, aligned_progress
 from kdcache.train.schedules import MakeScheduler, Schedule, for_lightning
 from kdcache.train.step_counts import StepCounter, num_parts
 from kdcache.train.validation import Names, Validation
@@ -336,19 +336,31 @@ class StudentModule(pl.LightningModule):
         """Write down which cache the student was trained from, how, and what is random."""
         checkpoint[RECORD] = {**self.record, "batch": self.mapping.describe()}
         seed = None if self._order is None else self._order.order_seed
-        checkpoint[_STATE] = {"order_seed": seed, "random": random_state()}
+        checkpoint[_STATE] = {
+            "order_seed": seed,
+            "random": random_states(),
+            "parts": self._parts()._asdict(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the order of samples and the random numbers of an interrupted training."""
         state = checkpoint.get(_STATE, {})
-        self._random = state.get("random")
+        self._random = of_this_rank(state["random"]) if "random" in state else None
         if self._order is not None and state.get("order_seed") is not None:
             self._order.order_seed = state["order_seed"]
         if "loops" in checkpoint:
-            accumulate = self.trainer.accumulate_grad_batches
+            parts = self._parts()
+            before = StepParts(**state["parts"]) if "parts" in state else parts
             aligned_progress(
-                checkpoint["loops"]["fit_loop"], accumulate, is_ordered=self._order is not None
+                checkpoint["loops"]["fit_loop"],
+                parts,
+                before=before,
+                is_ordered=self._order is not None,
             )
+
+    def _parts(self) -> StepParts:
+        trainer = self.trainer
+        return StepParts(batches=trainer.accumulate_grad_batches, ranks=trainer.world_size)
 
     def on_train_start(self) -> None:
         """From here on random numbers are drawn as they would have been."""

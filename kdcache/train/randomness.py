@@ -6,11 +6,12 @@ Plain values and tensors only: a checkpoint that holds them loads without runnin
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 
 def random_state() -> dict[str, Any]:
@@ -29,6 +30,29 @@ def random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": cuda,
     }
+
+
+def random_states() -> list[dict[str, Any]]:
+    """Of every rank, by rank; all ranks call this together.
+
+    They draw alike only until their batches differ in size.
+    """
+    mine = random_state()
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
+def of_this_rank(states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """This rank's part of what :func:`random_states` gave; a rank that was not there has another's.
+
+    Args:
+        states: one or more.
+    """
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return states[rank % len(states)]
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:

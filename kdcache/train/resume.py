@@ -2,7 +2,8 @@
 
 Between epochs, and within one where kdcache orders the samples (:mod:`kdcache.data.order`), an
 interrupted and resumed training ends with the weights of an uninterrupted one. Where another
-sampler or a stream decides what comes next, the epoch in hand is begun again.
+sampler or a stream decides what comes next, or other ranks share it, the epoch in hand is begun
+again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +29,10 @@ _MUST_AGREE = (
     *("digest", "losses", "temperature", "reduction", "head"),
     *("student", "num_parameters", "num_trainable", "dataset", "batch_size"),
 )
+
+
+_NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops")
+"""What Lightning goes on from; a checkpoint of weights alone lacks some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,8 @@ class Resumption:
             )
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            record, step = content[RECORD], int(content["global_step"])
+            record, step = dict(content[RECORD]), int(content["global_step"])
+            _ = [content[name] for name in _NEEDED]
         except Exception as error:  # whatever a file that is none makes torch say
             text = " ".join(str(error).split())[:200]
             raise UsageError(
@@ -99,13 +105,28 @@ class Resumption:
             )
 
 
-def aligned_progress(loops: dict[str, Any], accumulate: int, *, is_ordered: bool) -> None:
+class StepParts(NamedTuple):
+    """What an optimiser step is made of.
+
+    Attributes:
+        batches: micro-batches on each rank.
+        ranks: that share it.
+    """
+
+    batches: int
+    ranks: int
+
+
+def aligned_progress(
+    loops: dict[str, Any], parts: StepParts, *, before: StepParts, is_ordered: bool
+) -> None:
     """Change Lightning's progress so that training goes on where it can.
 
     Args:
         loops: of a checkpoint, ``checkpoint["loops"]["fit_loop"]``; changed in place.
-        accumulate: micro-batches of a step.
-        is_ordered: whether the samples of an epoch that are left are known.
+        parts: of a step from here on.
+        before: of a step of the training that wrote the checkpoint.
+        is_ordered: whether kdcache orders the samples.
     """
     try:
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
@@ -115,11 +136,28 @@ def aligned_progress(loops: dict[str, Any], accumulate: int, *, is_ordered: bool
         if not is_within:
             return
         if not is_ordered:
-            _from_epoch_start(batches, epochs)
+            reason = "Which samples were left only its sampler or stream knows"
+        elif before != parts:
+            reason = (
+                f"Its steps were of {before.batches} batches on each of {before.ranks} ranks, "
+                f"those of this run are of {parts.batches} on each of {parts.ranks}"
+            )
+        else:
+            reason = ""
+        if reason:
+            _from_epoch_start(batches, epochs, reason)
             return
         # A checkpoint holds no gradients: the micro-batches of a step that was not made are
         # gone through again.
-        extra = current["processed"] % accumulate
+        extra = current["processed"] % parts.batches
+        if extra:
+            log.warning(
+                "the checkpoint is from within a step, whose gradients it does not hold: %d of its "
+                "micro-batches are gone through again. Dropout draws other numbers for them and a "
+                "batch norm counts them twice, so a student with these ends a little elsewhere "
+                "than an uninterrupted one.",
+                extra,
+            )
         for progress in (batches["current"], batches["total"]):
             for name in ("ready", "started", "processed", "completed"):
                 progress[name] -= extra
@@ -130,13 +168,13 @@ def aligned_progress(loops: dict[str, Any], accumulate: int, *, is_ordered: bool
         ) from error
 
 
-def _from_epoch_start(batches: dict[str, Any], epochs: dict[str, Any]) -> None:
+def _from_epoch_start(batches: dict[str, Any], epochs: dict[str, Any], reason: str) -> None:
     log.warning(
-        "the checkpoint is from within epoch %d (from 0), after %d batches. Which samples were "
-        "left only its sampler or stream knows: the epoch is begun again, with the weights as they "
-        "are.",
+        "the checkpoint is from within epoch %d (from 0), after %d batches. %s: the epoch is begun "
+        "again, with the weights as they are.",
         epochs["current"]["processed"],
         batches["current"]["processed"],
+        reason,
     )
     done = batches["total"]["processed"]
     batches["total"].update(ready=done, started=done, processed=done, completed=done)

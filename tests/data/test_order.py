@@ -10,6 +10,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     RandomSampler,
+    SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -119,6 +120,8 @@ def test_a_seeded_generator_gives_its_seed():
     generator = torch.Generator().manual_seed(11)
     loader = DataLoader(DATA, batch_size=6, shuffle=True, generator=generator)
     assert EpochOrder.like(loader).order_seed == 11
+    loader = DataLoader(DATA, batch_size=6, sampler=RandomSampler(DATA, generator=generator))
+    assert EpochOrder.like(loader).order_seed == 11
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,7 @@ def test_a_seeded_generator_gives_its_seed():
         {"sampler": RandomSampler(DATA, replacement=True)},
         {"sampler": RandomSampler(DATA, num_samples=10)},
         {"sampler": SubsetRandomSampler(range(10))},
+        {"sampler": SequentialSampler(range(10))},
         {"batch_sampler": BatchSampler(RandomSampler(DATA), 4, drop_last=False)},
     ],
 )

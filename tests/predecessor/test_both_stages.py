@@ -7,11 +7,19 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 import kdcache
 from kdcache import KnowledgeDistillationTraining
-from kdcache.errors import CacheIncompleteError, MismatchError
-from tests.predecessor.its_code import STEPS, ItsModel, ItsPipeline, arguments, train_loader
+from kdcache.errors import CacheIncompleteError, MismatchError, UsageError
+from tests.predecessor.its_code import (
+    STEPS,
+    ItsModel,
+    ItsPipeline,
+    arguments,
+    train_loader,
+    weights,
+)
 
 
 def test_the_teacher_is_dumped_once_and_gone_in_the_students_phase(tmp_path):
@@ -98,3 +106,66 @@ def test_the_cache_has_a_default_so_that_one_import_is_all_that_changes(tmp_path
     run = KnowledgeDistillationTraining(**given).start_kd_training()
     assert Path("teacher_cache.zarr").is_dir()
     assert run.output.resolve().is_relative_to(tmp_path)
+
+
+def test_what_teacher_and_student_share_is_trained(tmp_path):
+    """The dump freezes the teacher; the student is as it was before."""
+    teacher, student = ItsModel(7), ItsModel(1)
+    student.net[0] = teacher.net[0]
+    student.net[2].bias.requires_grad_(False)
+    before = [parameter.detach().clone() for parameter in student.parameters()]
+    KnowledgeDistillationTraining(
+        **arguments(tmp_path / "t.zarr", teacher_model=teacher, student_model=student)
+    ).start_kd_training()
+    now = list(student.parameters())
+    moved = [not torch.equal(a, b) for a, b in zip(before, now, strict=True)]
+    assert moved == [True, True, True, False]
+
+
+def test_a_student_learns_from_what_it_was(tmp_path):
+    student = ItsModel(1)
+    before = weights(student)
+    training = KnowledgeDistillationTraining(
+        **arguments(
+            tmp_path / "t.zarr",
+            teacher_model=student,
+            student_model=student,
+            final_loss_coeff_dict={"student_loss": 1},
+            train_data_loader=train_loader(collate_fn=None),
+        )
+    )
+    training.start_kd_training()
+    assert not torch.equal(weights(student), before)
+
+
+def test_after_a_dump_that_failed_the_teacher_is_still_there(tmp_path):
+    class Failing(ItsModel):
+        fails = True
+
+        def forward(self, batch, temperature=1):
+            if self.fails:
+                raise RuntimeError("out of paint")
+            return super().forward(batch, temperature)
+
+    teacher = Failing(7)
+    training = KnowledgeDistillationTraining(
+        **arguments(tmp_path / "t.zarr", teacher_model=teacher)
+    )
+    with pytest.raises(RuntimeError, match="out of paint"):
+        training.start_kd_training()
+    teacher.fails = False
+    assert training.start_kd_training().steps == STEPS
+
+
+class AtFive(ItsModel):
+    def forward(self, batch, temperature=5):
+        return super().forward(batch, temperature)
+
+
+def test_a_factory_whose_model_is_called_otherwise_is_refused(tmp_path):
+    """It would have been asked at its own temperature, which targets are not kept at."""
+    path = tmp_path / "t.zarr"
+    training = KnowledgeDistillationTraining(**arguments(path, teacher_model=lambda: AtFive(7)))
+    with pytest.raises(UsageError, match=r"teacher_model made a AtFive.*another default temp"):
+        training.start_kd_training()
+    assert not path.exists()

@@ -244,8 +244,33 @@ def test_what_is_no_checkpoint_is_said(cache, tmp_path):
         kdcache.train_student(student(), small.data(), cache.path, resume=tmp_path, **options)
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "weights.ckpt")
-    for name in ("text.ckpt", "weights.ckpt"):
+    alone = {"kdcache": {}, "global_step": 3, "state_dict": {}}
+    torch.save(alone, tmp_path / "alone.ckpt")  # as ModelCheckpoint(save_weights_only=True) does
+    for name in ("text.ckpt", "weights.ckpt", "alone.ckpt"):
         with pytest.raises(UsageError, match=f"{name} is no checkpoint of a student run"):
             kdcache.train_student(
                 student(), small.data(), cache.path, resume=tmp_path / name, **options
             )
+
+
+def test_other_steps_begin_the_epoch_again(cache, tmp_path, caplog):
+    """How many samples are done, and which, is no longer a number of batches."""
+    data = small.Data(shuffled(), test=small.loader(40, 1))
+    options = settings(tmp_path / "cut", callbacks=[every_step(tmp_path / "kept"), Interrupt(9)])
+    with pytest.raises(BrokenError):
+        kdcache.train_student(student(), data, cache.path, **options)
+    with caplog.at_level(logging.WARNING):
+        run = kdcache.train_student(
+            student(),
+            data,
+            cache.path,
+            resume=tmp_path / "kept" / "step-9.ckpt",
+            **settings(
+                tmp_path / "rest",
+                accumulate_grad_batches=2,
+                callbacks=[every_step(tmp_path / "again")],
+            ),
+        )
+    assert "of 1 batches on each of 1 ranks, those of this run are of 2 on each" in caplog.text
+    assert "the epoch is begun again" in caplog.text
+    assert run.steps == 9 + 2 * (STEPS_AN_EPOCH // 2)
