@@ -66,21 +66,24 @@ class EpochOrder(DistributedSampler[int]):
 
         None where another sampler, or batch sampler, decides.
         """
-        sampler: Any = loader.sampler
+        batches: Any = loader.batch_sampler
+        if type(batches) is not BatchSampler:
+            return None
+        sampler: Any = batches.sampler
+        dataset = loader.dataset
         if isinstance(sampler, EpochOrder):
             return sampler
-        is_plain = type(loader.batch_sampler) is BatchSampler and loader.batch_size is not None
         is_random = type(sampler) is RandomSampler and not sampler.replacement
-        if not is_plain or not (is_random or type(sampler) is SequentialSampler):
+        if not is_random and type(sampler) is not SequentialSampler:
             return None
-        if len(sampler) != len(loader.dataset):  # type: ignore[arg-type]
+        if len(sampler) != len(dataset):  # type: ignore[arg-type]
             return None  # a part of the samples
         generator = sampler.generator if is_random else None  # the loader's, where it made it
         return cls(
-            num_samples=len(loader.dataset),  # type: ignore[arg-type]
-            batch_size=loader.batch_size or 1,
+            num_samples=len(dataset),  # type: ignore[arg-type]
+            batch_size=batches.batch_size,
             shuffle=is_random,
-            drop_last=loader.drop_last,
+            drop_last=batches.drop_last,
             seed=None if generator is None else generator.initial_seed(),
         )
 

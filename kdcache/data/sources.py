@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset
 
 from kdcache.errors import AlignmentError, DataError, UsageError
 
@@ -153,8 +153,15 @@ def loader_options(loader: Loader, *, is_stream: bool) -> dict[str, Any]:
     options = {**worker_options(loader), "in_order": loader.in_order}
     if is_stream:
         return options | {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    batches = loader.batch_sampler
+    if loader.batch_size is None and type(batches) is BatchSampler:  # as if its parts were given
+        return options | {
+            "batch_size": batches.batch_size,
+            "sampler": batches.sampler,
+            "drop_last": batches.drop_last,
+        }
     if loader.batch_size is None:
-        return options | {"batch_sampler": loader.batch_sampler}
+        return options | {"batch_sampler": batches}
     return options | {
         "batch_size": loader.batch_size,
         "sampler": loader.sampler,

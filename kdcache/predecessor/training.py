@@ -6,6 +6,7 @@ Nothing of the teacher is in the student's process from there on.
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class KnowledgeDistillationTraining:
         comet_exp_name: name of the experiment.
         temperature: of the losses on soft targets.
         seed: of everything random from here on.
-        track_grad_norm: p of the norm of the gradient that is logged; -1: none.
+        track_grad_norm: p of the norm of the gradient that is logged, or "inf"; -1: none.
         accumulate_grad_batches: batches of one optimiser step.
         accelerator: None: GPUs if any are used, the CPU otherwise; or a name of Lightning's. With
             "cpu", ``num_gpu_used`` counts processes.
@@ -98,7 +99,7 @@ class KnowledgeDistillationTraining:
         comet_exp_name: str = "",
         temperature: float = 1,
         seed: int = 32,
-        track_grad_norm: float = 2,
+        track_grad_norm: float | str = 2,
         accumulate_grad_batches: int = 1,
         accelerator: str | None = None,
         num_nodes: int = 1,
@@ -110,7 +111,7 @@ class KnowledgeDistillationTraining:
         inference_pipeline: Any = None,
         student_model: nn.Module | None = None,
         teacher_model: Teacher | None = None,
-        logging_param: Mapping[str, Any] | None = None,
+        logging_param: Mapping[str, Any] | Namespace | None = None,
         cache: str | Path = DEFAULT_CACHE,
     ) -> None:
         if not isinstance(student_model, nn.Module) or train_data_loader is None:
@@ -133,8 +134,8 @@ class KnowledgeDistillationTraining:
             "tracking": {
                 "loggers": ["csv", "comet"] if log_to_comet else ["csv"],
                 "name": comet_exp_name or None,
-                "grad_norm": None if track_grad_norm == -1 else track_grad_norm,
-                "parameters": dict(logging_param or {}),
+                "grad_norm": None if track_grad_norm == -1 else float(track_grad_norm),
+                "parameters": _parameters(logging_param),
                 **({"comet": {"info": comet_info_path or None}} if log_to_comet else {}),
             },
             "trainer": {
@@ -229,3 +230,9 @@ def _scheduler(name: str, num_warm_up: int) -> Any:
     return Schedule(
         make=lambda optimizer, total: linear_decay_with_warm_up(optimizer, total, num_warm_up)
     )
+
+
+def _parameters(given: Mapping[str, Any] | Namespace | None) -> dict[str, Any]:
+    if isinstance(given, Namespace):
+        return vars(given)
+    return dict(given or {})

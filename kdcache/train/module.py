@@ -5,6 +5,7 @@ It holds the student only. Neither the optimiser nor a checkpoint has ever seen 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -34,11 +35,13 @@ from kdcache.train.optimizers import MakeOptimizer, optimizer_maker, trainable
 from kdcache.train.positions import check_positions
 from kdcache.train.randomness import of_this_rank, random_states, restore_random_state
 from kdcache.train.record import describe_optimizer, describe_scheduler
-from kdcache.train.resume import RECORD, StepParts, aligned_progress
+from kdcache.train.resume import PLATEAU_RESUMED, RECORD, StepParts, aligned_progress, check_same
 from kdcache.train.schedules import MakeScheduler, Schedule, for_lightning
 from kdcache.train.step_counts import StepCounter, num_parts
 from kdcache.train.validation import Names, Validation
-from kdcache.train.windows import WindowBatch, WindowLoader, Windows
+from kdcache.train.windows import WindowBatch, WindowLoader, Windows, check_sampler
+
+log = logging.getLogger(__name__)
 
 DEFAULT_LOSSES: Mapping[str, float] = {"kd_loss": 1.0}
 Head = Literal["logits", "hidden"]
@@ -122,7 +125,9 @@ class StudentModule(pl.LightningModule):
         self._hidden = HiddenHead(student) if head == "hidden" else None
         self._counter = StepCounter(needs_labels=bool(self.objective.losses.get(STUDENT_LOSS)))
         self._order: EpochOrder | None = None
+        self._loader: WindowLoader | None = None
         self._random: Mapping[str, Any] | None = None
+        self._resumed: Mapping[str, Any] = {}
         self._finite = FiniteObjective()
         self._monitor = monitor
         self._grad_norm = check_norm(grad_norm)
@@ -132,12 +137,8 @@ class StudentModule(pl.LightningModule):
         self.validation = Validation(
             validation or {}, pipelines or {}, batch=self.mapping, temperature=temperature
         )
-        results = self.validation.results
-        if monitor is not None and not monitor.startswith("train_") and monitor not in results:
-            raise UsageError(
-                f"monitor {monitor!r} is no training loss (train_<loss>), and no result of a "
-                f"validation set. {suggest(monitor, [*results, f'train_{_TOTAL}'])}"
-            )
+        if monitor is not None and not monitor.startswith("train_"):
+            self.validation.check_result(monitor)
 
     @property
     def has_validation(self) -> bool:
@@ -169,7 +170,7 @@ class StudentModule(pl.LightningModule):
         """
         windows = Windows(done=self._done, size=self._window, mapping=lambda: self.mapping)
         found = WindowLoader.like(loader, windows)
-        self._order = found.order
+        self._order, self._loader = found.order, found
         return found
 
     def _done(self) -> int:
@@ -185,6 +186,8 @@ class StudentModule(pl.LightningModule):
         """Say the same order of samples on all ranks; refuse a precision that rounds targets."""
         if self._order is not None:
             self._order.seeded(self.trainer.strategy.broadcast(torch.initial_seed()))
+        elif self.trainer.world_size > 1 and self._loader is not None:
+            check_sampler(self._loader)
         precision = str(self.trainer.precision)
         if precision.endswith("-true") and precision != "32-true":
             raise UsageError(
@@ -232,6 +235,9 @@ class StudentModule(pl.LightningModule):
                 "is logged. Return it under another name."
             )
         losses = {name: term.mean() for name, term in terms.items()}
+        monitored = (self._monitor or "").removeprefix("train_")
+        if (self._monitor or "").startswith("train_") and monitored not in (*losses, _TOTAL):
+            raise UsageError(f"monitor: no loss {monitored!r}. {suggest(monitored, losses)}")
         total = torch.stack(
             [c * losses[name] for name, c in self.objective.losses.items() if c]
         ).sum()
@@ -322,10 +328,15 @@ class StudentModule(pl.LightningModule):
         """The given optimiser over what of the student is trainable, and its schedule."""
         optimizer = self._make_optimizer(trainable(self.student))
         self.record["optimizer"] = describe_optimizer(optimizer)
+        check_same("optimizer", self._resumed.get("optimizer"), self.record["optimizer"])
         if self._schedule is None:
+            check_same("scheduler", self._resumed.get("scheduler"), None)
             return optimizer
         scheduler = self._schedule.make(optimizer, self._schedule.length(self.trainer))
         self.record["scheduler"] = describe_scheduler(scheduler)
+        check_same("scheduler", self._resumed.get("scheduler"), self.record["scheduler"])
+        if self._resumed and isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            log.warning(PLATEAU_RESUMED)
         every = self.trainer.check_val_every_n_epoch if self.has_validation else 1
         found = for_lightning(
             scheduler, self._schedule.interval, monitor=self.monitor, every=every or 1
@@ -345,6 +356,7 @@ class StudentModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the order of samples and the random numbers of an interrupted training."""
         state = checkpoint.get(_STATE, {})
+        self._resumed = checkpoint.get(RECORD, {}) if "loops" in checkpoint else {}
         self._random = of_this_rank(state["random"]) if "random" in state else None
         if self._order is not None and state.get("order_seed") is not None:
             self._order.order_seed = state["order_seed"]

@@ -31,6 +31,12 @@ _MUST_AGREE = (
 )
 
 
+PLATEAU_RESUMED = (
+    "ReduceLROnPlateau is gone on with, and checkpoints are written before it has seen its epoch's "
+    "score: it does not see that one, nor the first one from here on, and may lower the learning "
+    "rate later than in an uninterrupted training"
+)
+
 _NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops")
 """What Lightning goes on from; a checkpoint of weights alone lacks some."""
 
@@ -103,6 +109,22 @@ class Resumption:
                 "fields differ.\n" + "\n".join(lines) + "\nNothing was trained. Restore these "
                 "settings to resume, or start a new run from its weights (student.weights)."
             )
+
+
+def check_same(name: str, before: object, now: object) -> None:
+    """Hold the optimiser, or its schedule, of a checkpoint against this run's.
+
+    Their state, the learning rate included, is the checkpoint's: another setting would be ignored.
+
+    Raises:
+        MismatchError: they differ.
+    """
+    if before is not None and plain(before) != plain(now):
+        raise MismatchError(
+            f"cannot resume with another {name}: its state, and so its settings, are the "
+            f"checkpoint's.\n  checkpoint {before}\n  this run   {now}\nNothing was trained. "
+            "Restore it to resume, or start a new run from the weights (student.weights)."
+        )
 
 
 class StepParts(NamedTuple):

@@ -112,8 +112,9 @@ def train_student(
             ``<set>_inference_result``; the first set's if None.
         resume: a checkpoint of an earlier run, or that run's folder: training goes on from there;
             in its folder, where that run did not end, and ``output`` is None. It ends with the
-            weights of an uninterrupted training, where the loader shuffles all samples or none;
-            other samplers, and streams, begin the epoch in hand again.
+            weights of an uninterrupted training on a CPU, where the loader shuffles all samples or
+            none; other samplers, and streams, begin the epoch in hand again. Not quite, and said
+            so: from a checkpoint within an accumulated step, and with ReduceLROnPlateau.
         experiment: text of an experiment file that says all this, kept as ``experiment.yaml``.
 
     Returns:

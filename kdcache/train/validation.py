@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from kdcache.data.batch import Mapped
-from kdcache.errors import KdcacheError, UsageError
+from kdcache.errors import KdcacheError, UsageError, suggest
 from kdcache.train.pipelines import RESULT, pipeline_of, run_pipeline
 from kdcache.train.pipelines.built_in import BuiltInPipeline
 from kdcache.train.pipelines.distance import DistancePipeline
@@ -124,6 +124,14 @@ class Validation:
             f"{name}_{RESULT}": getattr(pipeline, "mode", "max")
             for name, pipeline in self._pipelines.items()
         }
+
+    def check_result(self, logged: str) -> None:
+        """Raise UsageError for a name under which no set's result is logged."""
+        if logged not in self.results:
+            raise UsageError(
+                f"monitor {logged!r} is no training loss (train_<loss>), and no result of a "
+                f"validation set. {suggest(logged, [*self.results, 'train_final_loss'])}"
+            )
 
     def names(self, trainer: pl.Trainer) -> Names:
         """The sets that this rank scores; on each rank as many items, so some may be None."""

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.counts import batch_counts
 from kdcache.data.order import EpochOrder
+from kdcache.errors import UsageError
 
 
 class WindowBatch(NamedTuple):
@@ -141,3 +142,16 @@ class WindowLoader(DataLoader[Any]):
             # Workers' seeds come from a generator of its own: nothing is drawn from the global one.
             options |= {"sampler": order, "generator": torch.Generator()}
         return cls(loader.dataset, windows=windows, collate_fn=loader.collate_fn, **options)
+
+
+def check_sampler(loader: WindowLoader) -> None:
+    """Raise UsageError for a sampler that Lightning would replace by one over all samples.
+
+    Under several ranks it does so with PyTorch's own; ours stands for those over all samples.
+    """
+    if isinstance(loader.sampler, RandomSampler | SequentialSampler):
+        raise UsageError(
+            f"the loader's {type(loader.sampler).__name__} draws a part of the samples, or some of "
+            "them twice. Over several ranks Lightning would draw all of them once instead. Give "
+            "the part as a dataset (torch.utils.data.Subset), or a DistributedSampler of your own."
+        )

@@ -124,6 +124,16 @@ def test_a_seeded_generator_gives_its_seed():
     assert EpochOrder.like(loader).order_seed == 11
 
 
+def test_a_batch_sampler_of_pytorchs_own_is_its_parts():
+    batches = BatchSampler(RandomSampler(DATA), 6, drop_last=True)
+    found = EpochOrder.like(DataLoader(DATA, batch_sampler=batches))
+    assert (found.batch_size, found.shuffle, found.drop_last) == (6, True, True)
+
+
+class OwnBatches(BatchSampler):
+    pass
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -132,7 +142,7 @@ def test_a_seeded_generator_gives_its_seed():
         {"sampler": RandomSampler(DATA, num_samples=10)},
         {"sampler": SubsetRandomSampler(range(10))},
         {"sampler": SequentialSampler(range(10))},
-        {"batch_sampler": BatchSampler(RandomSampler(DATA), 4, drop_last=False)},
+        {"batch_sampler": OwnBatches(RandomSampler(DATA), 4, drop_last=False)},
     ],
 )
 def test_it_leaves_every_other_sampler_alone(options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -240,7 +241,10 @@ def test_seed(train):
     assert record(train()[0])["seed"] == 32
 
 
-@pytest.mark.parametrize(("norm", "name"), [(2, "grad_2.0_norm_total"), (1, "grad_1.0_norm_total")])
+@pytest.mark.parametrize(
+    ("norm", "name"),
+    [(2, "grad_2.0_norm_total"), (1, "grad_1.0_norm_total"), ("inf", "grad_inf_norm_total")],
+)
 def test_track_grad_norm(train, norm, name):
     run, _ = train(track_grad_norm=norm, max_epoch=9)  # 54 steps, of which one is logged
     (found,) = logged(run, name)
@@ -311,6 +315,8 @@ def test_resume_from_checkpoint(train):
 
 
 def test_logging_param(train):
+    run, _ = train(logging_param=Namespace(note="first try"))
+    assert record(run)["parameters"] == {"note": "first try"}
     run, _ = train(logging_param={"learning_rate": 0.01, "note": "third try"})
     assert record(run)["parameters"] == {"learning_rate": 0.01, "note": "third try"}
 

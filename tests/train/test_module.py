@@ -8,11 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import kdcache
 from kdcache import StudentModule
 from kdcache.errors import AlignmentError, DataError, UsageError
+from kdcache.train.windows import check_sampler
 from tests.train import small
 
 # What Lightning itself warns of where the Trainer is the user's own.
@@ -311,3 +318,37 @@ def test_a_plateau_the_wrong_way_round_is_refused(cache):
         UsageError, match=r"test_inference_result.*mode 'min'.*scheduler\.mode to max"
     ):
         fit(module, small.joined_loader(cache))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "says"),
+    [
+        ("test_accuracy", r"monitor 'test_accuracy' is no training loss.*Known: train_final_loss"),
+        ("train_kdloss", r"monitor: no loss 'kdloss'\. Did you mean 'kd_loss'"),
+    ],
+)
+def test_what_is_monitored_exists(cache, monitor, says):
+    """Said before the first step, not after the first epoch."""
+    with pytest.raises(UsageError, match=says):
+        fit(StudentModule(small.net(1), monitor=monitor), small.joined_loader(cache))
+    module = StudentModule(small.net(1), monitor="train_kd_loss")
+    assert module.monitor == ("train_kd_loss", "min")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "is_fine"),
+    [
+        (RandomSampler(range(96), num_samples=20), False),
+        (SequentialSampler(range(20)), False),
+        (RandomSampler(range(96), replacement=True), False),
+        (WeightedRandomSampler(torch.ones(96), 20), True),
+    ],
+)
+def test_a_sampler_that_several_ranks_would_lose_is_refused(cache, sampler, is_fine):
+    loader = DataLoader(small.dataset(96), batch_size=16, sampler=sampler)
+    windowed = StudentModule(small.net(1)).windowed(loader)
+    if is_fine:
+        check_sampler(windowed)
+        return
+    with pytest.raises(UsageError, match="draws a part of the samples, or some of them twice"):
+        check_sampler(windowed)

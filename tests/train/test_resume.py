@@ -274,3 +274,37 @@ def test_other_steps_begin_the_epoch_again(cache, tmp_path, caplog):
     assert "of 1 batches on each of 1 ranks, those of this run are of 2 on each" in caplog.text
     assert "the epoch is begun again" in caplog.text
     assert run.steps == 9 + 2 * (STEPS_AN_EPOCH // 2)
+
+
+def test_another_learning_rate_is_not_ignored(cache, tmp_path):
+    """An optimiser's state brings its own."""
+    data = small.Data(shuffled(), test=small.loader(40, 1))
+    options = settings(tmp_path / "run", max_epochs=2)
+    kdcache.train_student(student(), data, cache.path, **options)
+    options |= {"output": tmp_path / "next", "trainer": {"max_epochs": 3, "accelerator": "cpu"}}
+    for change in (
+        {"learning_rate": 0.5},
+        {"optimizer": "sgd"},
+        {"scheduler": None},
+        {"scheduler": "cosine_anneal"},
+    ):
+        with pytest.raises(
+            MismatchError, match=r"cannot resume with another (optimizer|scheduler)"
+        ):
+            kdcache.train_student(
+                student(), data, cache.path, resume=tmp_path / "run", **(options | change)
+            )
+
+
+def plateau(optimizer):
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max")
+
+
+def test_a_plateau_is_said_not_to_be_exact(cache, tmp_path, caplog):
+    data = small.Data(shuffled(), test=small.loader(40, 1))
+    options = settings(tmp_path / "run", max_epochs=2) | {"scheduler": plateau}
+    kdcache.train_student(student(), data, cache.path, **options)
+    assert "ReduceLROnPlateau is gone on with" not in caplog.text
+    options |= {"output": tmp_path / "next", "trainer": {"max_epochs": 3, "accelerator": "cpu"}}
+    kdcache.train_student(student(), data, cache.path, resume=tmp_path / "run", **options)
+    assert "ReduceLROnPlateau is gone on with" in caplog.text
