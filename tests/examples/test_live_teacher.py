@@ -1,0 +1,56 @@
+"""The script that puts a live teacher beside the cache: that it runs, and what it compares."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import live_teacher
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_it_prints_a_row_for_each_way():
+    words = ["--pair", "small", "--images", "128", "--turns", "1", "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.live_teacher", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == list(live_teacher.WAYS)
+
+
+def test_the_live_teachers_targets_are_what_a_cache_holds(tmp_path):
+    """So the two trainings are one and the same: equal weights, but for float16 in the cache."""
+    job = live_teacher.Job(pair="small", images=128, cache=tmp_path / "t.zarr", threads=1)
+    make_teacher, student = live_teacher.models(job)
+    teacher = make_teacher().eval()
+    module = live_teacher.BesideTheTeacher(student, teacher, losses=live_teacher.LOSSES)
+    seen = []
+    evaluate = type(module.objective).evaluate
+
+    def spy(objective, logits, targets, *rest, **options):
+        seen.append(targets)
+        return evaluate(objective, logits, targets, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(module.objective), "evaluate", spy)
+        live_teacher.own_trainer(module, job)
+    assert len(seen) == 2 * live_teacher.EPOCHS
+    assert not any(name.startswith("_teacher") for name in module.state_dict())
+    with torch.no_grad():
+        images = torch.cat([images for images, _ in live_teacher.loader(job.images)])
+        known = {tuple(row.tolist()) for row in teacher(images).round(decimals=4)}
+    assert {tuple(row.tolist()) for row in seen[0].logits().round(decimals=4)} <= known
