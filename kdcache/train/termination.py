@@ -8,6 +8,7 @@ no handlers, nor in a process that ignores the signal.
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import threading
@@ -20,6 +21,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+log = logging.getLogger(__name__)
 
 
 class Termination(Callback):
@@ -60,6 +63,12 @@ class Termination(Callback):
             if trainer.strategy.launcher is not None:
                 _end_processes_of(trainer.strategy.launcher)
             raise
+        else:
+            if self.requested and not callable(previous):
+                log.warning(
+                    "SIGTERM came when training had ended: its student is saved, and this process "
+                    "goes on"
+                )
         finally:
             if self._is_listening:
                 signal.signal(signal.SIGTERM, previous)

@@ -82,9 +82,10 @@ def test_between_two_validation_sets(train):
     assert [len(pipeline.seen) for pipeline in pipelines.values()] == [1, 0]
 
 
-def test_what_is_finished_when_it_comes_is_a_success(train):
+def test_what_is_finished_when_it_comes_is_a_success(train, caplog):
     run = train(trainer={"callbacks": [At("on_validation_batch_end")]})
     assert run.student.exists()
+    assert "SIGTERM came when training had ended: its student is saved" in caplog.text
     assert run.scores["test"]
 
 
