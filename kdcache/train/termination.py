@@ -20,6 +20,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 log = logging.getLogger(__name__)
@@ -107,11 +108,18 @@ class Termination(Callback):
         if trainer.world_size > 1:  # Lightning asks its ranks at every step as well
             self.requested = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
         if self.requested and self._checkpoint is not None:
-            trainer.save_checkpoint(self._checkpoint)
+            trainer.save_checkpoint(self._checkpoint, weights_only=False)
         self._stop()
 
-    def on_validation_batch_start(self, *_: object) -> None:
-        """A validation set is about to be scored; the last one's scores are not thrown away."""
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        """A validation set is about to be scored; the last one's scores are not thrown away.
+
+        A resumed training begins with this validation. Several ranks are at sets of their own, and
+        cannot save together.
+        """
+        is_training = trainer.state.fn == TrainerFn.FITTING
+        if self.requested and is_training and trainer.world_size == 1 and self._checkpoint:
+            trainer.save_checkpoint(self._checkpoint, weights_only=False)
         self._stop()
 
     def _stop(self) -> None:

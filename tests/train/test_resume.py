@@ -151,6 +151,39 @@ def test_a_terminated_training_goes_on_in_its_own_folder(cache, tmp_path):
     assert epochs >= {"0", "1", "2"}
 
 
+class TerminateInValidation(Callback):
+    """SIGTERM while sets are scored, in an epoch counted from 0."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_validation_batch_end(self, trainer, *_):
+        if trainer.current_epoch == self.epoch and trainer.state.fn == "fit":
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+@pytest.mark.parametrize("trainer", [{}, {"val_check_interval": 0.5}], ids=["epoch", "half"])
+def test_a_training_terminated_in_a_validation_loses_nothing(cache, tmp_path, epoch, trainer):
+    data = small.Data(shuffled(), test=small.loader(40, 1), second=small.loader(8, 3))
+    options = settings(tmp_path / "run", **trainer) | {"pipelines": {}}
+    whole = student()
+    kdcache.train_student(whole, data, cache.path, **(options | {"output": tmp_path / "whole"}))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    options["trainer"]["callbacks"] = [TerminateInValidation(epoch)]
+    try:
+        with pytest.raises(TerminatedError, match=r"Go on with resume"):
+            kdcache.train_student(student(), data, cache.path, **options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    del options["trainer"]["callbacks"], options["output"]
+    net = student()
+    run = kdcache.train_student(net, data, cache.path, resume=tmp_path / "run", **options)
+    assert torch.equal(small.weights(net), small.weights(whole))
+    assert run.scores.keys() == {"test", "second"}
+    assert (run.epochs, run.steps) == (EPOCHS, EPOCHS * STEPS_AN_EPOCH)
+
+
 def test_a_checkpoint_within_a_step_goes_through_it_again(cache, tmp_path):
     """Gradients are in no checkpoint."""
 
