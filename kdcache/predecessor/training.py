@@ -19,6 +19,7 @@ from kdcache.data import sources
 from kdcache.dump import dump_teacher
 from kdcache.dump.loop import is_complete
 from kdcache.errors import CacheIncompleteError, UsageError
+from kdcache.losses import Objective
 from kdcache.predecessor.calls import (
     call_mapping,
     called_alike,
@@ -27,7 +28,10 @@ from kdcache.predecessor.calls import (
     takes_alike,
 )
 from kdcache.predecessor.devices import Devices, off_the_device, wait_for
+from kdcache.tracking import Tracking
 from kdcache.train import StudentRun, train_student
+from kdcache.train.optimizers import optimizer_maker
+from kdcache.train.resume import Resumption
 from kdcache.train.schedules import Schedule, linear_decay_with_warm_up
 
 log = logging.getLogger(__name__)
@@ -146,6 +150,7 @@ class KnowledgeDistillationTraining:
                 "deterministic": deterministic,
             },
         }
+        check_settings(self._options)
         if inference_pipeline is not None:
             self._options["pipelines"] = dict.fromkeys(self._data.validation, inference_pipeline)
 
@@ -236,3 +241,20 @@ def _parameters(given: Mapping[str, Any] | Namespace | None) -> dict[str, Any]:
     if isinstance(given, Namespace):
         return vars(given)
     return dict(given or {})
+
+
+def check_settings(options: Mapping[str, Any]) -> None:
+    """Refuse, before the teacher is asked anything, what no student could train with.
+
+    Args:
+        options: of :func:`kdcache.train_student`.
+
+    Raises:
+        UsageError: see the things that are made here, and thrown away.
+    """
+    Objective(losses=options["losses"], temperature=options["temperature"])
+    optimizer_maker(options["optimizer"], options["learning_rate"])
+    Schedule.of(options["scheduler"])
+    Tracking.of(options["tracking"])
+    if options["resume"] is not None:
+        Resumption.of(Path(options["resume"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch.distributed as dist
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -97,6 +99,8 @@ def fit(
         with experiments(trainer.loggers), ended:
             at = None if resume is None else resume.checkpoint
             trainer.fit(module, train_dataloaders=loader, ckpt_path=at, weights_only=True)
+            if trainer.world_size > 1:
+                atexit.register(_leave_group)
             epochs, steps = trainer.current_epoch, trainer.global_step
             metrics = last_metrics(trainer)
             if module.needs_scores:
@@ -105,6 +109,12 @@ def fit(
                 trainer.validate(module, verbose=False)
                 metrics |= last_metrics(trainer)
     return Fitted(trainer=trainer, metrics=metrics, epochs=epochs, steps=steps)
+
+
+def _leave_group() -> None:
+    """At the process's end: threads of a group that is still there then abort it now and then."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager

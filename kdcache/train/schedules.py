@@ -47,12 +47,20 @@ def linear_decay_with_warm_up(
             "num_warm_up."
         )
 
-    def factor(done: int) -> float:
-        if done < num_warm_up:
-            return (done + 1) / num_warm_up
-        return max(0, num_total - done) / (num_total - num_warm_up)
+    return LambdaLR(optimizer, _LinearDecay(num_total=num_total, num_warm_up=num_warm_up))
 
-    return LambdaLR(optimizer, factor)
+
+@dataclass(frozen=True, kw_only=True)
+class _LinearDecay:
+    """The factor of an epoch; an object, so that the schedule's state tells how long it is."""
+
+    num_total: int
+    num_warm_up: int
+
+    def __call__(self, done: int) -> float:
+        if done < self.num_warm_up:
+            return (done + 1) / self.num_warm_up
+        return max(0, self.num_total - done) / (self.num_total - self.num_warm_up)
 
 
 def cosine_anneal(

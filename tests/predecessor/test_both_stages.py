@@ -169,3 +169,17 @@ def test_a_factory_whose_model_is_called_otherwise_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"teacher_model made a AtFive.*another default temp"):
         training.start_kd_training()
     assert not path.exists()
+
+
+def test_a_misspelt_setting_is_told_before_the_teacher_is_asked(tmp_path):
+    for wrong in (
+        {"optimize_method": "adma"},
+        {"scheduler_method": "cosine"},
+        {"temperature": 0},
+        {"resume_from_checkpoint": str(tmp_path / "nowhere.ckpt")},
+    ):
+        with pytest.raises(UsageError):
+            KnowledgeDistillationTraining(
+                **arguments(tmp_path / "t.zarr", teacher_model=ItsModel(7), **wrong)
+            )
+    assert not (tmp_path / "t.zarr").exists()

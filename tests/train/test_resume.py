@@ -341,3 +341,13 @@ def test_a_plateau_is_said_not_to_be_exact(cache, tmp_path, caplog):
     options |= {"output": tmp_path / "next", "trainer": {"max_epochs": 3, "accelerator": "cpu"}}
     kdcache.train_student(student(), data, cache.path, resume=tmp_path / "run", **options)
     assert "ReduceLROnPlateau is gone on with" in caplog.text
+
+
+def test_a_linear_decay_of_another_length_is_refused(cache, tmp_path):
+    """Its first new epoch would have had the learning rate 0."""
+    data = small.Data(shuffled(), test=small.loader(40, 1))
+    options = settings(tmp_path / "run", max_epochs=2)
+    kdcache.train_student(student(), data, cache.path, **options)
+    options |= {"output": tmp_path / "next", "trainer": {"max_epochs": 4, "accelerator": "cpu"}}
+    with pytest.raises(MismatchError, match="cannot resume with another scheduler"):
+        kdcache.train_student(student(), data, cache.path, resume=tmp_path / "run", **options)
