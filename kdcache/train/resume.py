@@ -156,14 +156,13 @@ def aligned_progress(
         is_within = epochs["current"]["processed"] < epochs["current"]["started"]
         is_within = is_within and not batches["is_last_batch"]
         if not is_within:
+            if before != parts:
+                log.warning("from here on steps are of another size: %s", _change(before, parts))
             return
         if not is_ordered:
             reason = "Which samples were left only its sampler or stream knows"
         elif before != parts:
-            reason = (
-                f"Its steps were of {before.batches} batches on each of {before.ranks} ranks, "
-                f"those of this run are of {parts.batches} on each of {parts.ranks}"
-            )
+            reason = f"Its {_change(before, parts)}"
         else:
             reason = ""
         if reason:
@@ -188,6 +187,13 @@ def aligned_progress(
             f"the checkpoint's progress cannot be read ({error!r}); another version of Lightning "
             "wrote it."
         ) from error
+
+
+def _change(before: StepParts, now: StepParts) -> str:
+    return (
+        f"steps were of {before.batches} batches on each of {before.ranks} ranks, those of this "
+        f"run are of {now.batches} on each of {now.ranks}"
+    )
 
 
 def _from_epoch_start(batches: dict[str, Any], epochs: dict[str, Any], reason: str) -> None:

@@ -351,3 +351,14 @@ def test_a_linear_decay_of_another_length_is_refused(cache, tmp_path):
     options |= {"output": tmp_path / "next", "trainer": {"max_epochs": 4, "accelerator": "cpu"}}
     with pytest.raises(MismatchError, match="cannot resume with another scheduler"):
         kdcache.train_student(student(), data, cache.path, resume=tmp_path / "run", **options)
+
+
+def test_steps_of_another_size_are_said_between_epochs_too(cache, tmp_path, caplog):
+    data = small.Data(shuffled(), test=small.loader(40, 1))
+    options = settings(tmp_path / "run", max_epochs=2) | {"scheduler": None}
+    kdcache.train_student(student(), data, cache.path, **options)
+    options["output"] = tmp_path / "next"
+    options["trainer"] = {"max_epochs": 3, "accelerator": "cpu", "accumulate_grad_batches": 2}
+    run = kdcache.train_student(student(), data, cache.path, resume=tmp_path / "run", **options)
+    assert "steps are of another size: steps were of 1 batches on each of 1 ranks" in caplog.text
+    assert run.steps == 2 * STEPS_AN_EPOCH + STEPS_AN_EPOCH // 2
