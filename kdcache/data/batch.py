@@ -13,26 +13,19 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from kdcache.data.leaves import Path, describe, leaf
+from kdcache.data.conventions import check_not_own_tokens, find_parts, tokens_of
+from kdcache.data.leaves import Path, leaf
 from kdcache.data.masks import (
     PREDICTED,
     MaskSource,
     batch_mask,
-    check_not_own_tokens,
     describe_source,
     is_mask_source,
     output_paths,
     shifted_labels,
 )
-from kdcache.errors import DataError, UsageError
+from kdcache.errors import UsageError
 
-_MODEL_INPUTS = frozenset(
-    {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"}
-    | {"pixel_values", "pixel_mask", "input_values", "input_features", "decoder_input_ids"}
-)
-_LABELS = ("labels", "label", "label_ids")
-_MASK = "attention_mask"
-_DECODER = "decoder_input_ids"
 _INPUTS = "batch.inputs"
 
 
@@ -174,39 +167,14 @@ class BatchMapping:
         return dataclasses.replace(mapping, causal=False) if all(is_told) else mapping
 
     def _inferred(self, batch: Any) -> BatchMapping:
-        if isinstance(batch, Tensor):
-            return self._with((), None)
-        if isinstance(batch, Mapping):
-            return self._from_names(batch)
-        if isinstance(batch, tuple | list) and len(batch) in (1, 2):
-            return self._with((0,), 1 if len(batch) == 2 else None)
-        raise DataError(
-            f"cannot tell which parts of {describe(batch)} are model inputs. Say so: "
-            "batch: {inputs: [0, 1], labels: 2}, or batch: {inputs: all} for model(*batch)."
-        )
-
-    def _with(self, inputs: tuple[Path, ...], labels: Path | None) -> BatchMapping:
-        # A bare tensor has no path: an empty tuple of inputs stands for the batch itself.
-        chosen = self.labels if self.labels is not None else labels
-        return dataclasses.replace(self, inputs=inputs, labels=chosen)
-
-    def _from_names(self, batch: Mapping[str, Any]) -> BatchMapping:
-        labels = next((name for name in _LABELS if name in batch), None)
-        names = [name for name in batch if name in _MODEL_INPUTS]
-        unknown = [name for name in batch if name not in _MODEL_INPUTS and name != labels]
-        if not names or unknown:
-            raise DataError(
-                f"cannot tell which parts of {describe(batch)} are model inputs. Say so, by the "
-                "names that the model takes: batch: {inputs: {x: image}, labels: digit}."
-            )
-        # With decoder inputs the logits are the decoder's, and this is the encoder's mask.
-        has_mask = self.mask is None and _MASK in names and _DECODER not in names
+        found = find_parts(batch)
+        is_inferred = self.mask is None and found.mask is not None
         return dataclasses.replace(
             self,
-            inputs={name: name for name in names},
-            labels=self.labels if self.labels is not None else labels,
-            mask=_MASK if has_mask else self.mask,
-            mask_inferred=has_mask and not self.causal,  # of tokens for certain
+            inputs=found.inputs,
+            labels=self.labels if self.labels is not None else found.labels,
+            mask=found.mask if is_inferred else self.mask,
+            mask_inferred=is_inferred and not self.causal,  # of tokens for certain
         )
 
     def fit_to(
@@ -238,7 +206,7 @@ class BatchMapping:
         if self.causal and labels is not None:
             labels = shifted_labels(labels)
         segments = None if self.segments is None else leaf(batch, self.segments, "batch.segments")
-        ids, real = _tokens(args, kwargs)
+        ids, real = tokens_of(args, kwargs)
         mask = batch_mask(
             self.masks,
             batch,
@@ -338,23 +306,6 @@ def _is_path(path: object) -> bool:
 
 def _is_flag(value: object) -> bool:
     return value is None or isinstance(value, bool)
-
-
-def _tokens(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Ids and attention mask (B, L) of what the logits are of: of a decoder, where there is one."""
-    values, mask = (*kwargs.values(), *args), _MASK
-    if _DECODER in kwargs:
-        values, mask = (kwargs[_DECODER],), f"decoder_{_MASK}"
-    real = kwargs.get(mask)
-    is_real = isinstance(real, Tensor) and real.dim() == 2
-    return next(filter(_is_tokens, values), None), real if is_real else None
-
-
-def _is_tokens(value: object) -> bool:
-    """Whether an input can be token ids, (B, L)."""
-    return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
 
 
 def check_num_classes(num_classes: int | None) -> None:

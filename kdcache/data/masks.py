@@ -23,9 +23,6 @@ PREDICTED = "predicted:"
 FUNCTION = "function:"
 OUTPUT = "output:"
 
-# So many labels repeat the input in no other task by chance, such as tokens that were masked.
-_FEW = 8
-
 MaskSource = Path | Callable[[Any], Tensor]
 """Where a mask comes from.
 
@@ -207,30 +204,3 @@ def _check_tokens(values: object, name: str) -> None:
         raise DataError(
             f"{name} has the shape {tuple(values.shape)}; of a causal model's tokens it is (B, L)."
         )
-
-
-def check_not_own_tokens(labels: Any, ids: Any) -> bool:
-    """Raise DataError where labels are the input ids themselves, and nobody said what that means.
-
-    Without a shift a model would be trained to repeat its input.
-
-    Args:
-        labels: of the batch, of any kind.
-        ids: the input that they may repeat.
-
-    Returns:
-        Whether that can be told: False where hardly anything is labelled.
-    """
-    both = isinstance(labels, Tensor) and isinstance(ids, Tensor)
-    if not both or labels.dim() != 2 or labels.shape != ids.shape or ids.is_floating_point():
-        return True
-    known = labels != IGNORE_INDEX
-    if labels.shape[1] == 1 or not bool((labels == ids)[known].all()):
-        return True
-    if int(known.sum()) >= _FEW:
-        raise DataError(
-            "the labels are the input ids themselves. For a causal language model, whose logits at "
-            "position t predict token t + 1, set batch.causal: true; where a position's label is "
-            "its own token, set it to false."
-        )
-    return False
