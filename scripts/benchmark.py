@@ -1,54 +1,35 @@
-"""What kdcache costs, measured side by side in one run: medians, and ratios of medians.
+"""What kdcache costs, measured side by side in one run: medians, spreads and paired ratios.
 
-    python scripts/benchmark.py [--repeats 15]
+    python -m scripts.benchmark [--repeats 25]
 
 Alternatives take turns within every repeat, so that a machine whose speed drifts treats them
-alike. Everything is made on the spot: random images, random weights.
+alike (scripts/timing.py). Everything is made on the spot: random images, random weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import functools
+import itertools
+import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import zarr
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import kdcache
 from kdcache.losses import kd_loss
+from scripts.timing import Turn, show, take_turns
 
-NUM_SAMPLES, NUM_CLASSES, BATCH, ROWS = 4096, 1000, 64, 256
-
-
-def medians(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way; the ways take turns, the first turn does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            if repeat:
-                taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def show(title: str, found: dict[str, float], unit: str = "ms") -> None:
-    """A table of medians, and ratios to the first row."""
-    scale = {"ms": 1e3, "us": 1e6}[unit]
-    table = Table("", f"median {unit}", "ratio", title=title, title_justify="left")
-    base = next(iter(found.values()))
-    for name, seconds in found.items():
-        table.add_row(name, f"{seconds * scale:,.1f}", f"{seconds / base:.3f}")
-    Console(width=100).print(table)
+NUM_CLASSES, BATCH = 1000, 64
+ROWS, BATCHES = 256, 10  # of the local copy, a turn
+FEW, MANY = 512, 2560  # images of a dump
+STEPS = 512  # images of a student's epoch
 
 
 def conv_net(width: int) -> nn.Module:
@@ -86,15 +67,16 @@ def reading(folder: Path, repeats: int) -> None:
         folder / "plain.zarr", shape=flat.shape, dtype="f2", chunks=(2048, 24)
     )
     array[:] = flat
-    wanted = [rng.integers(0, num_rows, ROWS) for _ in range(repeats + 1)]
-    turn = iter(wanted * 3)
+    wanted = [rng.integers(0, num_rows, ROWS) for _ in range(BATCHES)]
     show(
-        f"{ROWS} random rows of {num_rows:,}",
-        medians(
+        f"{BATCHES} times {ROWS} random rows of {num_rows:,}",
+        take_turns(
             {
-                "memmap take": lambda: mapped.take(next(turn), axis=0),
-                "local copy take (all columns)": lambda: joined.copy.take(next(turn)),
-                "zarr-python oindex": lambda: array.oindex[next(turn)],
+                "memmap take": lambda: [mapped.take(rows, axis=0) for rows in wanted],
+                "local copy take (all columns)": lambda: [
+                    joined.copy.take(rows) for rows in wanted
+                ],
+                "zarr-python oindex": lambda: [array.oindex[rows] for rows in wanted],
             },
             repeats,
         ),
@@ -103,41 +85,52 @@ def reading(folder: Path, repeats: int) -> None:
 
 
 def dumping(folder: Path, repeats: int) -> None:
-    """One epoch of a teacher, bare and through the dump, of two sizes.
+    """One epoch of a teacher, bare and through the dump, of two sizes within every turn.
 
     What the second adds to the first is the cost of a sample; the rest is looking at data and
-    teacher once, and the first files.
+    teacher once, and the first files. The difference is taken turn by turn.
     """
-    few, many = (
-        _dumping(folder / str(number), torch.randn(number, 3, 64, 64), max(3, repeats // 4))
-        for number in (512, 2560)
-    )
-    bare, dump = (many[name] - few[name] for name in few)
-    print(f"each further image: dump / bare = {dump / bare:.3f}\n")
-
-
-def _dumping(folder: Path, images: Tensor, repeats: int) -> dict[str, float]:
-    loader = DataLoader(TensorDataset(images), batch_size=BATCH)
     teacher = conv_net(64).eval()
-    number = iter(range(10_000))
+    number = itertools.count()
 
     @torch.inference_mode()
-    def bare() -> None:
+    def bare(loader: DataLoader) -> None:
         for (batch,) in loader:
             teacher(batch)
 
-    def dump() -> None:
+    def dump(loader: DataLoader) -> None:
         path = folder / f"dump-{next(number)}.zarr"
         kdcache.dump_teacher(teacher, loader, path, progress=False)
+        shutil.rmtree(path)
 
-    found = medians({"bare teacher loop": bare, "dump_teacher": dump}, repeats)
-    show(f"stage one, {len(images):,} images 3x64x64, C = {NUM_CLASSES}", found)
-    return found
+    loaders = {
+        size: DataLoader(TensorDataset(torch.randn(size, 3, 64, 64)), batch_size=BATCH)
+        for size in (FEW, MANY)
+    }
+    ways = {
+        f"{name}, {size:,} images": functools.partial(way, loader)
+        for size, loader in loaders.items()
+        for name, way in (("bare teacher loop", bare), ("dump_teacher", dump))
+    }
+    taken = take_turns(ways, max(3, repeats // 2))
+    few_bare, few_dump, many_bare, many_dump = taken.values()
+    further: dict[str, list[Turn]] = {
+        f"bare, {MANY - FEW:,} further images": _differences(many_bare, few_bare),
+        f"dump, {MANY - FEW:,} further images": _differences(many_dump, few_dump),
+    }
+    title = f"stage one, images 3x64x64, C = {NUM_CLASSES}"
+    for size in (FEW, MANY):
+        show(title, {way: taken[way] for way in taken if f", {size:,} " in way})
+    show("stage one, what the longer runs add to the shorter", further)
+
+
+def _differences(turns: list[Turn], less: list[Turn]) -> list[Turn]:
+    return [turn - other for turn, other in zip(turns, less, strict=True)]
 
 
 def stepping(folder: Path, repeats: int) -> None:
     """One student epoch: plain cross-entropy, cached targets, live teacher."""
-    images = torch.randn(NUM_SAMPLES // 8, 3, 64, 64)
+    images = torch.randn(STEPS, 3, 64, 64)
     labels = torch.randint(0, NUM_CLASSES, (len(images),))
     plain = DataLoader(TensorDataset(images, labels), batch_size=BATCH, shuffle=True)
     teacher, student = conv_net(64).eval(), conv_net(24)
@@ -179,13 +172,13 @@ def stepping(folder: Path, repeats: int) -> None:
         "cached, top-32": cached(sparse),
         "live teacher": live,
     }
-    show(f"stage two, one epoch of {len(images)} images", medians(ways, max(3, repeats // 3)))
+    show(f"stage two, one epoch of {len(images)} images", take_turns(ways, repeats))
 
 
 def main() -> None:
     """Run all three."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=25, help="turns of each way")
     repeats = parser.parse_args().repeats
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:

@@ -1,12 +1,13 @@
 """What it costs to have the teacher beside the student: memory and seconds of an epoch.
 
-    python -m scripts.live_teacher [--pair resnet] [--images 3200] [--turns 3]
+    python -m scripts.live_teacher [--pair resnet] [--images 3200] [--turns 5]
 
 Three trainings of one student, each in processes of its own, that take turns: on cached targets
 through kdcache.train_student; the same LightningModule, objective and loader with the live teacher
 asked in every step; and plain cross entropy on labels, which needs no teacher at all. Images are
-random, since what they show costs nothing. Seconds are those of the last of two epochs; memory is
-the peak of anonymous memory over what the process had with everything imported. Linux, on the CPU.
+random, since what they show costs nothing. Seconds are those of the last of two epochs, on the
+clock and of CPU; memory is the peak of anonymous memory over what the process had with everything
+imported. Ratios are taken turn by turn. Linux, on the CPU.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from examples.mnist.resnet import resnet18, resnet34, small_student, small_teach
 from kdcache.data.join import JoinedBatch
 from kdcache.targets import DenseTargets
 from scripts.peak_memory import Measured, measure
+from scripts.timing import Spread, Turn, show
 
 Make = Callable[[], nn.Module]
 PAIRS: dict[str, tuple[Make, Make]] = {
@@ -65,16 +67,23 @@ class Job:
 
 
 class EpochClock(pl.Callback):
-    """Seconds of every epoch."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
+    """What the latest epoch took."""
 
     def on_train_epoch_start(self, *_: object) -> None:
-        self.started = time.perf_counter()
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def on_train_epoch_end(self, *_: object) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
+        self._wall, self._cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+
+    def __str__(self) -> str:
+        """Seconds on the clock, and of CPU: what a process of its own sends back."""
+        return f"{self._wall} {self._cpu}"
+
+
+def turn_of(measured: Measured) -> Turn:
+    """The epoch that a process has sent back."""
+    wall, cpu = map(float, measured.remark.split())
+    return Turn(wall_s=wall, cpu_s=cpu)
 
 
 class BesideTheTeacher(kdcache.StudentModule):
@@ -136,7 +145,7 @@ def cached(job: Job, losses: dict[str, float] | None = None) -> str:
             progress=False,
             trainer=settings(clock),
         )
-    return str(clock.seconds[-1])
+    return str(clock)
 
 
 def own_trainer(module: kdcache.StudentModule, job: Job) -> str:
@@ -149,7 +158,7 @@ def own_trainer(module: kdcache.StudentModule, job: Job) -> str:
         "enable_model_summary": False,
     }
     pl.Trainer(**options).fit(module, module.windowed(loader(job.images)))
-    return str(clock.seconds[-1])
+    return str(clock)
 
 
 def live(job: Job) -> str:
@@ -170,31 +179,25 @@ WAYS: dict[str, Callable[[Job], str]] = {
 }
 
 
-def show(found: dict[str, list[Measured]], job: Job, dump_s: float) -> None:
-    """Medians, and medians of the ratios within each turn."""
-    table = Table(
-        *("", "s / epoch", "ratio", "peak MiB", "ratio"),
-        title=f"{job.pair}, {job.images:,} images, batches of {BATCH}, {job.threads} threads",
-        title_justify="left",
-    )
-    base = found[next(iter(WAYS))]
-    for name, turns in found.items():
-        seconds = [float(one.remark) for one in turns]
-        memory = [one.anon_mib - one.before_mib for one in turns]
-        pace = [s / float(b.remark) for s, b in zip(seconds, base, strict=True)]
-        room = [m / (b.anon_mib - b.before_mib) for m, b in zip(memory, base, strict=True)]
-        medians = [statistics.median(values) for values in (seconds, pace, memory, room)]
-        table.add_row(name, *(f"{value:,.2f}" for value in medians))
-    console = Console(width=100)
-    console.print(table)
-    console.print(f"the dump took {dump_s:.1f} s, once; load average {os.getloadavg()[0]:.1f}")
+def show_memory(found: dict[str, list[Measured]]) -> None:
+    """Peaks over what was there before; ratios turn by turn."""
+    table = Table("", "peak MiB", "ratio (quartiles)", title="memory", title_justify="left")
+    first, *_ = memory = {
+        name: [one.anon_mib - one.before_mib for one in turns] for name, turns in found.items()
+    }
+    for name, values in memory.items():
+        ratio = Spread.of([a / b for a, b in zip(values, memory[first], strict=True)])
+        table.add_row(
+            name, f"{statistics.median(values):,.0f}", "" if name == first else str(ratio)
+        )
+    Console(width=120).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pair", choices=PAIRS, default="resnet")
     parser.add_argument("--images", type=int, default=3200, help="of an epoch")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -214,7 +217,11 @@ def main() -> None:
         for _ in range(arguments.turns):
             for name, way in WAYS.items():
                 found[name].append(measure(way, job, imports=IMPORTS, title=name))
-        show(found, job, dump_s)
+    title = f"{job.pair}: an epoch of {job.images:,} images, batches of {BATCH}"
+    epochs = {name: [turn_of(one) for one in turns] for name, turns in found.items()}
+    show(f"{title}, {job.threads} threads", epochs, "s")
+    show_memory(found)
+    print(f"the dump took {dump_s:.1f} s, once")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a dump costs beside its teacher at a vocabulary's width: each further sequence, in one run.
 
-    python -m scripts.token_dump [--repeats 3]
+    python -m scripts.token_dump [--repeats 7]
 
 The teacher is a GPT-2 of distilgpt2's sizes with random weights (V = 50,257), small beside what
 one would distil: with a larger one the share of encoding, statistics and writing falls. What the
@@ -11,11 +11,10 @@ and the first files, are not in it. Needs transformers.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import os
-import statistics
+import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import kdcache
+from scripts.timing import show, take_turns
 from scripts.token_steps import BATCH, CODECS, Tokens, WithLogits, gpt2
 
 LENGTH, ROWS = 128, 8
@@ -38,41 +38,38 @@ def run_bare(teacher: WithLogits, loader: DataLoader[Any]) -> None:
         teacher(batch["input_ids"])
 
 
-def further_s(way: str, teacher: WithLogits, folders: Iterator[Path]) -> float:
-    """Seconds of one more sequence, from a run over few and one over many."""
-    taken = []
-    for size in (FEW, MANY):
-        loader = DataLoader(Tokens(size, LENGTH), batch_size=ROWS)
-        started = time.perf_counter()
-        if way == BARE:
-            run_bare(teacher, loader)
-        else:
-            kdcache.dump_teacher(
-                teacher, loader, next(folders), codec=CODECS[way], batch=BATCH, progress=False
-            )
-        taken.append(time.perf_counter() - started)
-    few, many = taken
-    return (many - few) / (MANY - FEW)
+def run(way: str, teacher: WithLogits, size: int, folders: Iterator[Path]) -> None:
+    """One way over so many sequences."""
+    loader = DataLoader(Tokens(size, LENGTH), batch_size=ROWS)
+    if way == BARE:
+        run_bare(teacher, loader)
+        return
+    folder = next(folders)
+    kdcache.dump_teacher(teacher, loader, folder, codec=CODECS[way], batch=BATCH, progress=False)
+    shutil.rmtree(folder)
 
 
 def main() -> None:
     """Bare loop and dumps take turns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
     torch.manual_seed(0)
     teacher = WithLogits(gpt2(LENGTH, layers=6, width=768, heads=12)).eval()
-    taken: dict[str, list[float]] = {name: [] for name in (BARE, *CODECS)}
     with tempfile.TemporaryDirectory() as name:
         folders = (Path(name) / f"{number}.zarr" for number in itertools.count())
-        for _ in range(repeats):
-            for way, found in taken.items():
-                found.append(further_s(way, teacher, folders))
-    threads, load = torch.get_num_threads(), os.getloadavg()[0]
-    print(f"each further sequence of {LENGTH} tokens, {threads} threads, load {load:.1f}")
-    for way, found in taken.items():
-        ratio = statistics.median(a / b for a, b in zip(found, taken[BARE], strict=True))
-        print(f"{way:<10} {1000 * statistics.median(found):7.1f} ms  {ratio:.3f}x")
+        ways = {
+            (way, size): functools.partial(run, way, teacher, size, folders)
+            for way in (BARE, *CODECS)
+            for size in (FEW, MANY)
+        }
+        taken = take_turns(ways, repeats)
+    further = {
+        way: [long - short for long, short in zip(taken[way, MANY], taken[way, FEW], strict=True)]
+        for way in (BARE, *CODECS)
+    }
+    threads = torch.get_num_threads()
+    show(f"{MANY - FEW} further sequences of {LENGTH} tokens, {threads} threads", further)
 
 
 if __name__ == "__main__":

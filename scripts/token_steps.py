@@ -1,6 +1,6 @@
 """What a language model's step on cached targets costs beside one on plain cross entropy.
 
-    python -m scripts.token_steps [--repeats 7] [--only top-32 --only hidden] [--sequences 2]
+    python -m scripts.token_steps [--repeats 15] [--only top-32 --only hidden] [--sequences 2]
 
 The student is a GPT-2 of distilgpt2's sizes (6 layers, 768 wide, 12 heads, 50,257 tokens) with
 random weights; a step is: take the batch (and its targets, from the local copy of a real cache),
@@ -14,18 +14,14 @@ Needs transformers. The teacher is a tiny random GPT-2: what it says costs no st
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
+import functools
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -35,6 +31,7 @@ from kdcache.data.batch_section import parse_mapping
 from kdcache.data.forward import forward
 from kdcache.losses import Objective
 from kdcache.outputs import DeferredLogits
+from scripts.timing import show, take_turns
 
 VOCABULARY = 50_257
 BATCH = {"causal": True}
@@ -164,42 +161,24 @@ def steps(
     return ways
 
 
-Turns = list[tuple[float, float]]
-"""Seconds on the clock and of CPU, turn by turn."""
-
-
-def measure(
-    net: nn.Module, ways: Mapping[str, Callable[[], Tensor]], repeats: int
-) -> dict[str, Turns]:
-    """Name -> what steps took; the first turn does not count."""
+def train(
+    net: nn.Module, ways: Mapping[str, Callable[[], Tensor]]
+) -> dict[str, Callable[[], None]]:
+    """The same names -> a whole step of training."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
-    taken: dict[str, Turns] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
-        for name, total in ways.items():
-            clock, cpu = time.perf_counter(), time.process_time()
-            optimizer.zero_grad()
-            total().backward()
-            optimizer.step()
-            if repeat:
-                taken[name].append((time.perf_counter() - clock, time.process_time() - cpu))
-    return taken
 
+    def step(total: Callable[[], Tensor]) -> None:
+        optimizer.zero_grad()
+        total().backward()
+        optimizer.step()
 
-def compared(turns: Turns, base: Turns) -> list[str]:
-    """Median seconds and median ratio to the yardstick's turn beside it: clock, then CPU."""
-    cells = []
-    for kind in range(2):
-        seconds = statistics.median(turn[kind] for turn in turns)
-        pairs = zip(turns, base, strict=True)
-        ratio = statistics.median(turn[kind] / other[kind] for turn, other in pairs)
-        cells += [f"{seconds:.3f}", f"{ratio:.3f}"]
-    return cells
+    return {name: functools.partial(step, total) for name, total in ways.items()}
 
 
 def main() -> None:
     """Dump three caches, train in turns, show medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--sequences", type=int, default=2, help="sequences of a batch")
     parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
     parser.add_argument(
@@ -230,17 +209,10 @@ def main() -> None:
         ways = steps(student, plain, cached)
         base, *others = ways
         chosen = [way for way in others if any(part in way for part in arguments.only or [""])]
-        before = os.getloadavg()[0]
-        found = measure(student, {name: ways[name] for name in [base, *chosen]}, arguments.repeats)
-    title = (
-        f"{arguments.sequences} x {arguments.length} tokens, V = {VOCABULARY:,}, "
-        f"{torch.get_num_threads()} threads, medians of {arguments.repeats}, "
-        f"load {before:.1f} before and {os.getloadavg()[0]:.1f} after"
-    )
-    table = Table("a step of", "s", "ratio", "CPU s", "ratio", title=title, title_justify="left")
-    for way, turns in found.items():
-        table.add_row(way, *compared(turns, found[base]))
-    Console(width=110).print(table)
+        named = {name: ways[name] for name in [base, *chosen]}
+        taken = take_turns(train(student, named), arguments.repeats)
+    sizes = f"{arguments.sequences} x {arguments.length} tokens, V = {VOCABULARY:,}"
+    show(f"a step of {sizes}, {torch.get_num_threads()} threads", taken, "s")
 
 
 if __name__ == "__main__":
