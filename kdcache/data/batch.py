@@ -23,8 +23,10 @@ from kdcache.data.masks import (
     is_mask_source,
     output_paths,
     shifted_labels,
+    with_ignored,
 )
 from kdcache.errors import UsageError
+from kdcache.losses.labels import IGNORE_INDEX
 
 _INPUTS = "batch.inputs"
 
@@ -95,6 +97,7 @@ class BatchMapping:
     segments: Path | None = None
     class_dim: int = -1
     num_classes: int | None = None
+    ignore_index: int | None = None
     mask_inferred: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,6 +125,11 @@ class BatchMapping:
                 f"batch.class_dim is the class axis, such as -1 or 1, not {self.class_dim!r}."
             )
         check_num_classes(self.num_classes)
+        if self.ignore_index is not None and type(self.ignore_index) is not int:
+            raise UsageError(
+                f"batch.ignore_index is the label that marks none, such as 255, not "
+                f"{self.ignore_index!r}."
+            )
 
     def _check_masks(self) -> None:
         if not _is_flag(self.causal):
@@ -203,6 +211,8 @@ class BatchMapping:
         """
         args, kwargs = self._inputs(batch)
         labels = None if self.labels is None else leaf(batch, self.labels, "batch.labels")
+        if self.ignore_index is not None:
+            labels = with_ignored(labels, self.ignore_index)
         if self.causal and labels is not None:
             labels = shifted_labels(labels)
         segments = None if self.segments is None else leaf(batch, self.segments, "batch.segments")
@@ -245,6 +255,8 @@ class BatchMapping:
         for name in ("causal", "segments", "num_classes"):
             if getattr(self, name):
                 text += f" {name}={getattr(self, name)}"
+        if self.ignore_index not in (None, IGNORE_INDEX):
+            text += f" ignore_index={self.ignore_index}"
         return text
 
 

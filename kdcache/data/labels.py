@@ -44,7 +44,9 @@ def check_labels(labels: Any, num_classes: int, samples: Sequence[int]) -> None:
         raise DataError(
             f"{whose} has the label {int(labels[at])}; the teacher has "
             f"{num_classes} classes, 0 to {num_classes - 1} ({IGNORE_INDEX} marks no label). "
-            "Correct the labels, or name them (batch.labels)."
+            f"Where {int(labels[at])} marks none, such as void pixels, say so: batch: "
+            f"{{ignore_index: {int(labels[at])}}}. Else correct the labels, or name them "
+            "(batch.labels)."
         )
 
 

@@ -76,6 +76,22 @@ def next_tokens(values: Tensor, fill: int) -> Tensor:
     return moved
 
 
+def with_ignored(labels: Any, ignore_index: int) -> Any:
+    """Labels in which one more number marks a position without a label.
+
+    Args:
+        labels: of the batch, of any kind; only whole numbers can be equal to a number.
+        ignore_index: the number.
+
+    Returns:
+        int64 labels with -100 there, whichever integer type they had (uint8 holds no -100).
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        return labels
+    labels = labels.long()
+    return labels.masked_fill(labels == ignore_index, IGNORE_INDEX)
+
+
 def shifted_labels(labels: Any) -> Tensor:
     """Labels (B, L) of tokens at the positions that predict them.
 

@@ -99,5 +99,6 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int = IGNORE_IN
         raise DataError(
             f"the label at position {position} is {int(labels[position])}, but the student has "
             f"the classes 0 to {num_classes - 1}. {int(wrong.sum())} of {len(labels)} labels are "
-            f"out of range. Positions without a label carry {ignore_index}."
+            f"out of range. Positions without a label carry {ignore_index} "
+            "(batch.ignore_index says another number that marks none)."
         )
