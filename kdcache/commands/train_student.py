@@ -159,6 +159,7 @@ def run_text(finished: StudentRun, width: int) -> str:
     parts += [aligned([["training loss", "last epoch"], *rows], width), ""] if rows else []
     parts += [
         f"student       {finished.student}",
+        *([f"pretrained    {finished.pretrained}"] if finished.pretrained else []),
         f"trained       {_counted(finished.epochs, 'epoch')}, {_counted(finished.steps, 'step')}",
         f"cache digest  {finished.digest}",
         f"time          {finished.seconds:.1f} s",

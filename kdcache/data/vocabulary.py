@@ -28,19 +28,32 @@ def vocabulary_digest(tokenizer: Any) -> str:
 
 def own_vocabulary(holder: Any) -> str:
     """The digest of the ``tokenizer`` that an object has; empty where it has none."""
+    found = own_tokenizer(holder)
+    return "" if found is None else vocabulary_digest(found)
+
+
+def own_tokenizer(holder: Any) -> Any:
+    """The ``tokenizer`` that an object has, or None."""
     found = getattr(holder, "tokenizer", None)
-    return vocabulary_digest(found) if callable(getattr(found, "get_vocab", None)) else ""
+    return found if callable(getattr(found, "get_vocab", None)) else None
 
 
-def find_vocabulary(data: Any, loader: sources.Loader) -> str:
-    """The digest of the tokenizer of a data object, its dataset or its collate function.
+def find_tokenizer(data: Any, loader: sources.Loader) -> Any:
+    """The tokenizer of a data object, its dataset or its collate function, or None.
 
     Args:
         data: the user's data object, or None.
         loader: the training loader.
     """
     holders = (data, sources.innermost(loader.dataset), loader.collate_fn)
-    return next(filter(None, map(own_vocabulary, holders)), "")
+    found = (own_tokenizer(holder) for holder in holders)
+    return next((tokenizer for tokenizer in found if tokenizer is not None), None)
+
+
+def find_vocabulary(data: Any, loader: sources.Loader) -> str:
+    """The digest of the tokenizer that :func:`find_tokenizer` finds; empty without one."""
+    found = find_tokenizer(data, loader)
+    return "" if found is None else vocabulary_digest(found)
 
 
 def check_vocabulary(cache: str, run: str) -> None:

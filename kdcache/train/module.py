@@ -40,6 +40,7 @@ from kdcache.train.schedules import MakeScheduler, Schedule, for_lightning
 from kdcache.train.step_counts import StepCounter, num_parts
 from kdcache.train.validation import Names, Validation
 from kdcache.train.windows import WindowBatch, WindowLoader, Windows, check_sampler
+from kdcache.weights import plain_state, state_for
 
 log = logging.getLogger(__name__)
 
@@ -344,7 +345,11 @@ class StudentModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": found}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down which cache the student was trained from, how, and what is random."""
+        """Write down which cache the student was trained from, how, and what is random.
+
+        Weights have the student's own names, whatever it is wrapped in.
+        """
+        checkpoint["state_dict"] = plain_state(self, checkpoint["state_dict"])
         checkpoint[RECORD] = {**self.record, "batch": self.mapping.describe()}
         seed = None if self._order is None else self._order.order_seed
         checkpoint[_STATE] = {
@@ -355,6 +360,8 @@ class StudentModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the order of samples and the random numbers of an interrupted training."""
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] = state_for(self, checkpoint["state_dict"])
         state = checkpoint.get(_STATE, {})
         self._resumed = checkpoint.get(RECORD, {}) if "loops" in checkpoint else {}
         self._random = of_this_rank(state["random"]) if "random" in state else None

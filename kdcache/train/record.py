@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdcache.weights import innermost
+
 RECORD_FILE = "run.json"
 
 
@@ -41,10 +43,10 @@ def plain(value: Any) -> Any:
 
 
 def describe_student(student: nn.Module) -> dict[str, Any]:
-    """Class and size of a student."""
+    """Class and size of a student, whatever it is wrapped in."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in student.parameters()]
     return {
-        "student": plain(type(student)),
+        "student": plain(type(innermost(student))),
         "num_parameters": sum(size for size, _ in sizes),
         "num_trainable": sum(size for size, is_trained in sizes if is_trained),
     }

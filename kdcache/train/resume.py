@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from kdcache.errors import DataError, MismatchError, UsageError
 from kdcache.train.output import CHECKPOINTS_FOLDER, LAST_CHECKPOINT
 from kdcache.train.record import RECORD_FILE, plain
+from kdcache.weights import read_plain
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,12 @@ PLATEAU_RESUMED = (
 
 _NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops")
 """What Lightning goes on from; a checkpoint of weights alone lacks some."""
+
+_WAY_OUT = (
+    "Such objects come from a callback's own state, or a module's: let it keep plain values. Where "
+    "you trust the file, name the class in torch.serialization.add_safe_globals before the "
+    "training; or start a new run with the weights alone (student.weights)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +74,12 @@ class Resumption:
                 "or the run's folder."
             )
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            content = read_plain(file, _WAY_OUT, mmap=True)
             record, step = dict(content[RECORD]), int(content["global_step"])
             _ = [content[name] for name in _NEEDED]
-        except Exception as error:  # whatever a file that is none makes torch say
+        except DataError as error:
+            raise UsageError(f"nothing can be resumed from {error}") from None
+        except Exception as error:  # whatever is missing in a file of something else
             text = " ".join(str(error).split())[:200]
             raise UsageError(
                 f"{file} is no checkpoint of a student run, so nothing can be resumed from it "

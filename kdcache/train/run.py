@@ -12,11 +12,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from safetensors.torch import save_model
 from torch import nn
 
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
+from kdcache.data.vocabulary import find_tokenizer
 from kdcache.losses import Objective
 from kdcache.losses.evaluation import Reduction
 from kdcache.store import open_cache
@@ -29,16 +29,19 @@ from kdcache.train.module import DEFAULT_LOSSES, Head, StudentModule
 from kdcache.train.optimizers import MakeOptimizer
 from kdcache.train.output import (
     EXPERIMENT_FILE,
+    PRETRAINED_FOLDER,
     STUDENT_FILE,
     claim_output,
     released_on_failure,
 )
+from kdcache.train.pretrained import save_pretrained
 from kdcache.train.record import describe_data, describe_student, plain, write_record
 from kdcache.train.resume import Resumption
 from kdcache.train.schedules import MakeScheduler, Schedule
 from kdcache.train.student_run import StudentRun
 from kdcache.train.trainer_options import check_options
 from kdcache.version import __version__
+from kdcache.weights import save_weights
 
 
 def train_student(
@@ -118,7 +121,8 @@ def train_student(
         experiment: text of an experiment file that says all this, kept as ``experiment.yaml``.
 
     Returns:
-        The run: folder, metrics, seconds. ``run.json`` in its folder says what it was.
+        The run: folder, metrics, seconds. ``run.json`` in its folder says what it was. A student
+        with ``save_pretrained`` (Hugging Face, PEFT) is also in its ``pretrained``.
 
     Raises:
         DataError: the objective or the student is no longer finite; no student is saved.
@@ -207,7 +211,8 @@ def train_student(
         if experiment is not None:
             (folder / EXPERIMENT_FILE).write_text(experiment, encoding="utf-8")
         run = training(folder)
-    save_model(student, str(run.student), metadata={"cache_digest": digest})
+    save_weights(student, run.student, {"cache_digest": digest})
+    save_pretrained(student, find_tokenizer(data, joined.loader), folder / PRETRAINED_FOLDER)
     write_record(folder, {**module.record, **run.results()})
     return run
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.train.diagnostics import DIFFERENCES
+from kdcache.train.output import PRETRAINED_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,15 @@ class StudentRun:
     steps: int
     seconds: float
     digest: str
+
+    @property
+    def pretrained(self) -> Path | None:
+        """What ``from_pretrained`` reads, of a student with ``save_pretrained``; None of others.
+
+        With the tokenizer, where the data, its dataset or its collate function has one.
+        """
+        folder = self.output / PRETRAINED_FOLDER
+        return folder if folder.is_dir() else None
 
     @property
     def losses(self) -> dict[str, float]:

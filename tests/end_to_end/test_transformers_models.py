@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_model
 
 import kdcache
 from kdcache import cli
@@ -145,6 +146,14 @@ def test_a_causal_language_model_through_the_command_line(user, capsys, head):
     assert "held" in shown
     assert "cross-entropy" in shown
     assert Path("run/student.safetensors").is_file()
+    assert "pretrained    run/pretrained" in shown
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained("run/pretrained")
+    plain = gpt2(2, VOCABULARY, 1)
+    load_model(plain, "run/student.safetensors", strict=True)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(reloaded.state_dict()[name], value)
+    words = transformers.AutoTokenizer.from_pretrained("run/pretrained").get_vocab()
+    assert len(words) == VOCABULARY
     again = [*command, "--output", "again", "--student.weights", "run/student.safetensors"]
     assert cli.main(again) == 0
 

@@ -34,7 +34,7 @@ def train(cache, tmp_path):
 
     def run(student=None, data=None, *, trainer=None, **options):
         return kdcache.train_student(
-            student or small.net(1),
+            small.net(1) if student is None else student,
             data or small.data(),
             cache.path,
             trainer={"max_epochs": 1, "accelerator": "cpu", **(trainer or {})},

@@ -279,8 +279,14 @@ def test_what_is_no_checkpoint_is_said(cache, tmp_path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "weights.ckpt")
     alone = {"kdcache": {}, "global_step": 3, "state_dict": {}}
     torch.save(alone, tmp_path / "alone.ckpt")  # as ModelCheckpoint(save_weights_only=True) does
-    for name in ("text.ckpt", "weights.ckpt", "alone.ckpt"):
-        with pytest.raises(UsageError, match=f"{name} is no checkpoint of a student run"):
+    said = "is no checkpoint of a student run"
+    refusals = {
+        "text.ckpt": ": it is damaged",
+        "weights.ckpt": f" {said}",
+        "alone.ckpt": f" {said}",
+    }
+    for name, says in refusals.items():
+        with pytest.raises(UsageError, match=f"{name}{says}"):
             kdcache.train_student(
                 student(), small.data(), cache.path, resume=tmp_path / name, **options
             )
