@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch.distributed as dist
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import BatchSizeFinder, Callback, LearningRateFinder
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -91,6 +91,7 @@ def fit(
     kept = [] if settings.get("enable_checkpointing") is False else checkpoints(module, folder)
     termination = Termination(last_checkpoint(folder) if kept else None)
     given = _callbacks(settings.get("callbacks"))
+    _check_finders(given, is_resumed=resume is not None)
     tracked = [] if settings["logger"] in (False, []) else tracking_callbacks(tracking, given)
     settings["callbacks"] = [*given, *tracked, termination, *kept]
     with quiet_lightning():
@@ -154,6 +155,21 @@ def _callbacks(given: Any) -> list[Callback]:
     if given is None:
         return []
     return [given] if isinstance(given, Callback) else list(given)
+
+
+def _check_finders(callbacks: Iterable[Callback], *, is_resumed: bool) -> None:
+    for callback in callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, BatchSizeFinder):
+            raise UsageError(
+                f"trainer.callbacks: {name} cannot be used: batches are made by the loader that "
+                "the data gives, and kdcache does not change its size. Set batch_size there."
+            )
+        if isinstance(callback, LearningRateFinder) and is_resumed:
+            raise UsageError(
+                f"trainer.callbacks: {name} cannot be used in a training that is resumed: it goes "
+                "on with the checkpoint's learning rate. Leave it out."
+            )
 
 
 def last_metrics(trainer: pl.Trainer) -> dict[str, float]:

@@ -31,7 +31,7 @@ from kdcache.train.diagnostics import (
 )
 from kdcache.train.finite import FiniteObjective, Note, non_finite_error
 from kdcache.train.hidden import HiddenHead
-from kdcache.train.optimizers import MakeOptimizer, optimizer_maker, trainable
+from kdcache.train.optimizers import MakeOptimizer, made_optimizer, optimizer_maker, trainable
 from kdcache.train.positions import check_positions
 from kdcache.train.randomness import of_this_rank, random_states, restore_random_state
 from kdcache.train.record import describe_optimizer, describe_scheduler
@@ -89,6 +89,8 @@ class StudentModule(pl.LightningModule):
             schedule are added when they are made.
         validation: the sets, their pipelines, the latest scores.
         needs_scores: after training: whether the last validation saw other weights than these.
+        learning_rate: of a named optimiser; where it is set to another value, as Lightning's
+            ``LearningRateFinder`` does, of all parameters of any optimiser.
 
     Raises:
         UsageError: a loss, coefficient, temperature or pipeline is wrong.
@@ -134,6 +136,7 @@ class StudentModule(pl.LightningModule):
         self._grad_norm = check_norm(grad_norm)
         self._scored: object = None
         self._make_optimizer = optimizer_maker(optimizer, learning_rate)
+        self.learning_rate = self._given_rate = self._made_with = learning_rate
         self._schedule = Schedule.of(scheduler)
         self.validation = Validation(
             validation or {}, pipelines or {}, batch=self.mapping, temperature=temperature
@@ -183,8 +186,15 @@ class StudentModule(pl.LightningModule):
         size = self.trainer.accumulate_grad_batches
         return int(max(0, min(size - taken % size, self.trainer.num_training_batches - taken)))
 
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Forget a checkpoint that an earlier training, or a learning-rate finder, has loaded."""
+        self._resumed, self._random = {}, None
+
     def on_fit_start(self) -> None:
         """Say the same order of samples on all ranks; refuse a precision that rounds targets."""
+        if self.learning_rate != self._made_with:  # a finder was here: schedules begin with it
+            self._resumed = {}  # of the finder's own checkpoint
+            self.trainer.strategy.setup_optimizers(self.trainer)
         if self._order is not None:
             self._order.seeded(self.trainer.strategy.broadcast(torch.initial_seed()))
         elif self.trainer.world_size > 1 and self._loader is not None:
@@ -327,13 +337,15 @@ class StudentModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The given optimiser over what of the student is trainable, and its schedule."""
-        optimizer = self._make_optimizer(trainable(self.student))
-        self.record["optimizer"] = describe_optimizer(optimizer)
+        rate = None if self.learning_rate == self._given_rate else self.learning_rate
+        optimizer = made_optimizer(self._make_optimizer, trainable(self.student), rate)
+        self.record |= {"optimizer": describe_optimizer(optimizer), "found_learning_rate": rate}
+        self._made_with = self.learning_rate
         check_same("optimizer", self._resumed.get("optimizer"), self.record["optimizer"])
         if self._schedule is None:
             check_same("scheduler", self._resumed.get("scheduler"), None)
             return optimizer
-        scheduler = self._schedule.make(optimizer, self._schedule.length(self.trainer))
+        scheduler = self._schedule.made(optimizer, self.trainer)
         self.record["scheduler"] = describe_scheduler(scheduler)
         check_same("scheduler", self._resumed.get("scheduler"), self.record["scheduler"])
         if self._resumed and isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -345,10 +357,7 @@ class StudentModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": found}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down which cache the student was trained from, how, and what is random.
-
-        Weights have the student's own names, whatever it is wrapped in.
-        """
+        """Write down the cache, how it is trained, what is random; weights without wrappers."""
         checkpoint["state_dict"] = plain_state(self, checkpoint["state_dict"])
         checkpoint[RECORD] = {**self.record, "batch": self.mapping.describe()}
         seed = None if self._order is None else self._order.order_seed

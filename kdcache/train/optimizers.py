@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
+from lightning_fabric.utilities.types import Optimizable
 from torch import nn
 
 from kdcache.errors import UsageError, suggest
@@ -35,12 +37,70 @@ def optimizer_maker(spec: str | MakeOptimizer | None, learning_rate: float) -> M
     Raises:
         UsageError: the name is not known.
     """
+    if isinstance(spec, torch.optim.Optimizer):
+        raise UsageError(
+            f"optimizer is {type(spec).__name__} itself, made before the training. Give what makes "
+            "it of the student's parameters: lambda parameters: "
+            f"{type(spec).__name__}(parameters, lr=1e-3)."
+        )
     if spec is not None and not isinstance(spec, str):
+        if not callable(spec):
+            raise UsageError(
+                "optimizer is a name, or a function from parameters to an optimizer, not "
+                f"{spec!r}. {suggest(str(spec), OPTIMIZERS)}"
+            )
         return spec
     name = "adam" if spec is None else spec
     if name not in OPTIMIZERS:
         raise UsageError(f"there is no optimizer {name!r}. {suggest(name, OPTIMIZERS)}")
     return functools.partial(OPTIMIZERS[name], lr=learning_rate)
+
+
+def made_optimizer(
+    make: MakeOptimizer, parameters: list[nn.Parameter], learning_rate: float | None = None
+) -> torch.optim.Optimizer:
+    """The one optimiser of a training.
+
+    Args:
+        make: the user's function.
+        parameters: what it is given.
+        learning_rate: of all parameters, whatever it says itself; None: what it says.
+
+    Raises:
+        UsageError: the user's function gave anything else, or an optimiser of other parameters.
+    """
+    found: Any = make(parameters)
+    if not isinstance(found, Optimizable):
+        raise UsageError(f"the optimizer function returned {_called(found)}. {_way_out(found)}")
+    own = {id(parameter) for parameter in parameters}
+    held = [parameter for group in found.param_groups for parameter in group["params"]]
+    if not any(id(parameter) in own for parameter in held):
+        raise UsageError(
+            f"the optimizer function returned {type(found).__name__} over {len(held)} parameters, "
+            "none of which is one of the student's that require a gradient: nothing would be "
+            "trained. Make it of the parameters that the function is given."
+        )
+    for group in found.param_groups if learning_rate is not None else ():
+        group["lr"] = learning_rate
+    return found  # type: ignore[no-any-return]
+
+
+def _called(found: object) -> str:
+    if found is None:
+        return "None: perhaps its return is missing"
+    if isinstance(found, list | tuple):
+        return f"{len(found)} objects ({', '.join(type(one).__name__ for one in found)})"
+    return f"a {type(found).__name__}"
+
+
+def _way_out(found: object) -> str:
+    several = found if isinstance(found, list | tuple) else ()
+    if sum(isinstance(one, torch.optim.Optimizer) for one in several) > 1:
+        return (
+            "A student has one: for settings that differ between its parts, return one optimizer "
+            "with parameter groups: Adam([{'params': first, 'lr': 1e-3}, {'params': second}])."
+        )
+    return "It returns one torch.optim.Optimizer; what changes its learning rate is the scheduler."
 
 
 def trainable(student: nn.Module) -> list[nn.Parameter]:

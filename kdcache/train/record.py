@@ -68,7 +68,7 @@ def describe_data(data: Any, loader: Any) -> dict[str, Any]:
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Class of an optimiser, and what it was made with."""
-    return {"class": plain(type(optimizer)), "settings": plain(optimizer.defaults)}
+    return {"class": plain(type(optimizer)), "settings": plain(getattr(optimizer, "defaults", {}))}
 
 
 def describe_scheduler(scheduler: Any) -> dict[str, Any]:

@@ -108,15 +108,34 @@ class Schedule:
         """A schedule from its name, or from a function of the optimiser alone.
 
         Raises:
-            UsageError: the name is not known.
+            UsageError: the name is not known, or it is neither.
         """
         if spec is None or isinstance(spec, Schedule):
             return spec
         if not isinstance(spec, str):
+            if not callable(spec):
+                raise UsageError(
+                    "scheduler is a name, or a function from the optimizer to a schedule, not "
+                    f"{type(spec).__name__} itself: lambda optimizer: StepLR(optimizer, 10)."
+                )
             return cls(make=lambda optimizer, _: spec(optimizer))
         if spec not in SCHEDULES:
             raise UsageError(f"there is no schedule {spec!r}. {suggest(spec, SCHEDULES)}")
         return cls(make=SCHEDULES[spec])
+
+    def made(self, optimizer: Optimizer, trainer: pl.Trainer) -> Any:
+        """The schedule of an optimiser.
+
+        Raises:
+            UsageError: the user's function gave anything else.
+        """
+        found = self.make(optimizer, self.length(trainer))
+        if not callable(getattr(found, "step", None)):
+            what = type(found).__name__
+            if isinstance(found, list | tuple):
+                what += f" of {len(found)}; SequentialLR or ChainedScheduler make one of several"
+            raise UsageError(f"the scheduler function returned no schedule, but a {what}.")
+        return found
 
     def length(self, trainer: pl.Trainer) -> int:
         """Epochs, or optimiser steps, of a training; -1 where it has no end."""

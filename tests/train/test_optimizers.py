@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
+from pytorch_lightning.tuner import Tuner
 from torch import nn
 
+from kdcache import StudentModule
 from kdcache.errors import UsageError
 from kdcache.train.optimizers import OPTIMIZERS, optimizer_maker
 from kdcache.train.schedules import SCHEDULES, Schedule, cosine_anneal, linear_decay_with_warm_up
@@ -127,3 +131,140 @@ def test_a_plateau_is_looked_at_once_an_epoch(train):
 def test_a_training_without_an_end_has_no_linear_decay(train):
     with pytest.raises(UsageError, match=r"has no end. Set trainer\.max_epochs"):
         train(scheduler="linear_decay_with_warm_up", trainer={"max_epochs": -1, "max_steps": 3})
+
+
+OTHER = small.net(5)
+
+
+def two(parameters):
+    first, *rest = parameters
+    return [torch.optim.Adam([first]), torch.optim.Adam(rest)]
+
+
+def with_schedule(parameters):
+    optimizer = torch.optim.Adam(parameters)
+    return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (two, r"returned 2 objects \(Adam, Adam\).*one optimizer with parameter groups"),
+        (with_schedule, r"returned 2 objects \(Adam, StepLR\).*is the scheduler"),
+        (lambda parameters: [torch.optim.Adam(parameters)], r"returned 1 objects \(Adam\)"),
+        (lambda parameters: {"optimizer": torch.optim.Adam(parameters)}, "returned a dict"),
+        (lambda parameters: None, "returned None: perhaps its return is missing"),
+        (lambda _: torch.optim.SGD(OTHER.parameters(), lr=1.0), "none of which is one of the stu"),
+        (torch.optim.Adam(OTHER.parameters()), "optimizer is Adam itself, made before"),
+        (3, "a name, or a function from parameters to an optimizer, not 3"),
+    ],
+)
+def test_what_is_not_one_optimizer_of_the_student_is_refused(make, says, train, tmp_path):
+    with pytest.raises(UsageError, match=says):
+        train(optimizer=make)
+    assert not (tmp_path / "run").exists()
+
+
+class Likeness:
+    """Is no torch.optim.Optimizer, and trains like one."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+        self.step, self.zero_grad = optimizer.step, optimizer.zero_grad
+        self.state, self.defaults = optimizer.state, optimizer.defaults
+        self.state_dict, self.load_state_dict = optimizer.state_dict, optimizer.load_state_dict
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.optim.Adam,
+        lambda parameters: torch.optim.Adam(list(parameters)[:2]),  # the rest stays as it is
+        lambda parameters: torch.optim.Adam(
+            [{"params": [p], "lr": 10.0**-n} for n, p in enumerate(parameters)]
+        ),
+        lambda p: torch.optim.Adam([*p, nn.Parameter(torch.zeros(1))]),
+        lambda parameters: Likeness(torch.optim.Adam(parameters)),
+    ],
+)
+def test_other_optimizers_of_the_student_train(make, train):
+    student = small.net(1)
+    before = small.weights(student)
+    train(student, optimizer=make)
+    assert not torch.equal(small.weights(student), before)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda optimizer: None, "returned no schedule, but a NoneType"),
+        (lambda o: [torch.optim.lr_scheduler.StepLR(o, 1)], "but a list of 1; SequentialLR or"),
+        (torch.optim.lr_scheduler.StepLR(torch.optim.Adam(OTHER.parameters()), 1), "StepLR itself"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(make, says, train):
+    with pytest.raises(UsageError, match=says):
+        train(scheduler=make)
+
+
+def finder(**options):
+    return LearningRateFinder(num_training_steps=40, early_stop_threshold=None, **options)
+
+
+def drawing(seed):
+    """A student whose training draws random numbers."""
+    return nn.Sequential(small.net(seed), nn.Dropout(0.5))
+
+
+SETTINGS = {
+    "default": {},
+    "by epoch": {"scheduler": "cosine_anneal"},
+    "by step": {"scheduler": Schedule(make=linear_decay_with_warm_up, interval="step")},
+    "own": {"optimizer": torch.optim.Adam},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
+def test_a_found_learning_rate_is_as_one_that_was_given(setting, train, tmp_path, capfd):
+    """Weights are those of a training that begins with it: nothing of the search is left."""
+    options = {"seed": 3, **SETTINGS[setting]}
+    found, given = drawing(1), drawing(1)
+    callback = finder(min_lr=1e-4, max_lr=0.1)
+    trainer = {"max_epochs": 3, "callbacks": [callback]}
+    run = train(found, output=tmp_path / "found", trainer=trainer, **options)
+    rate = callback.optimal_lr.suggestion()
+    assert rate not in (None, 1e-3)
+    if "optimizer" in options:
+        options["optimizer"] = lambda parameters: torch.optim.Adam(parameters, lr=rate)
+    train(
+        given,
+        output=tmp_path / "given",
+        trainer={"max_epochs": 3},
+        learning_rate=rate,
+        **options,
+    )
+    assert torch.equal(small.weights(found), small.weights(given))
+    record = json.loads((run.output / "run.json").read_text())
+    assert record["found_learning_rate"] == rate
+    # The training can be gone on with, without the finder; its rate stays.
+    with pytest.raises(UsageError, match="LearningRateFinder cannot be used in a training that is"):
+        train(drawing(1), resume=run.output, trainer=trainer, output=tmp_path / "no", **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+def test_a_tuner_sets_the_learning_rate_of_a_module(cache, tmp_path, capfd):
+    module = StudentModule(small.net(1))
+    trainer = small.trainer(max_epochs=8, default_root_dir=tmp_path)
+    loader = module.windowed(small.joined_loader(cache))
+    found = Tuner(trainer).lr_find(
+        module, train_dataloaders=loader, num_training=40, early_stop_threshold=None
+    )
+    assert module.learning_rate == found.suggestion() != 1e-3
+    trainer.fit(module, module.windowed(small.joined_loader(cache)))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == found.suggestion()
+
+
+def test_a_batch_size_finder_is_refused(train):
+    with pytest.raises(UsageError, match=r"BatchSizeFinder cannot be used.*Set batch_size there"):
+        train(trainer={"callbacks": [BatchSizeFinder()]})
