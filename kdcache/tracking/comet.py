@@ -20,10 +20,12 @@ from kdcache.tracking.comet_experiment import (
     COMET_FOLDER,
     archive_of,
     close_experiment,
+    log_code,
     open_experiment,
 )
 from kdcache.tracking.info_file import CometAccount, read_info
 from kdcache.tracking.settings import CometSettings
+from kdcache.tracking.source_code import EXPERIMENT_FILE, source_files
 
 
 class CometLogger(Logger):
@@ -50,6 +52,8 @@ class CometLogger(Logger):
             workspace=settings.workspace or account.workspace,
         )
         self._folder = folder / COMET_FOLDER
+        self._run = folder
+        self._code: set[str] = set()
         self._online = settings.online
         self._name = name
         self._experiment: Any = None
@@ -98,9 +102,19 @@ class CometLogger(Logger):
         self.experiment.log_metrics(values, step=step, epoch=None if epoch is None else int(epoch))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Log flat hyper-parameters."""
-        if not rank_zero_only.rank:
-            self.experiment.log_parameters(dict(params))
+        """Log flat hyper-parameters, and the code of the class paths among them.
+
+        And of those in the experiment file, which is kept beside it.
+        """
+        if rank_zero_only.rank:
+            return
+        self.experiment.log_parameters(dict(params))
+        said = self._run / EXPERIMENT_FILE
+        files = {said.name: said} if said.is_file() else {}
+        texts = [path.read_text(encoding="utf-8") for path in files.values()]
+        files |= source_files([*texts, *map(str, params), *map(str, params.values())])
+        log_code(self.experiment, {k: v for k, v in files.items() if k not in self._code})
+        self._code |= files.keys()
 
     def log_histogram(self, name: str, values: Tensor, *, step: int, epoch: int) -> None:
         """Log the distribution of the numbers of a tensor; on rank 0 only."""

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import logging
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdcache.errors import UsageError
-from kdcache.tracking.comet_sdk import Heard, import_comet, same_random_numbers
+from kdcache.tracking.comet_sdk import (
+    Heard,
+    import_comet,
+    same_random_numbers,
+    without_callers_code,
+)
 from kdcache.tracking.info_file import CometAccount
 
 log = logging.getLogger(__name__)
@@ -77,6 +83,24 @@ def archive_of(experiment: Any) -> Path | None:
     return None if directory is None else Path(directory) / f"{experiment.get_key()}.zip"
 
 
+def log_code(experiment: Any, files: Mapping[str, Path]) -> None:
+    """Keep source files as they are now, unless Comet's own settings say that there is no code.
+
+    Args:
+        experiment: alive.
+        files: what it is called in the experiment -> the file.
+    """
+    if not getattr(experiment, "_log_code", True):
+        return
+    for name, path in files.items():
+        try:
+            code = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            log.warning("Comet does not get the source file %s: %s", path, error)
+            continue
+        experiment.log_code(code=code, code_name=name)
+
+
 def close_experiment(experiment: Any, *, keep: bool) -> None:
     """End an experiment: uploaded, or archived and the archive read back. Warns where that fails.
 
@@ -132,7 +156,8 @@ def _start(
         log_env_details=None if key else False,
     )
     experiment = None
-    with Heard(secret=key) as heard, same_random_numbers():
+    no_code = without_callers_code(comet_ml)
+    with Heard(secret=key) as heard, same_random_numbers(), no_code:
         try:
             experiment = comet_ml.start(
                 api_key=key,

@@ -19,6 +19,8 @@ _ADVICE = (
     "Experiment Name is generated at upload time",
 )
 
+_CALLER = "get_caller_file_path"
+
 # Neither hooks in other libraries' imports, nor reports of errors to a third party. comet_ml reads
 # them once, when it is imported; what the user has set stays.
 _ON_IMPORT = {"COMET_DISABLE_AUTO_LOGGING": "1", "COMET_ERROR_TRACKING_ENABLE": "0"}
@@ -55,6 +57,23 @@ def same_random_numbers() -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+@contextmanager
+def without_callers_code(comet_ml: Any) -> Iterator[None]:
+    """comet_ml takes the file that starts an experiment for its source code: that would be ours.
+
+    Its setting for code, left out, would leave git's patch and a notebook's cells out as well.
+    """
+    module = comet_ml.experiment
+    own = getattr(module, _CALLER, None)
+    if own is not None:
+        setattr(module, _CALLER, lambda: None)
+    try:
+        yield
+    finally:
+        if own is not None:
+            setattr(module, _CALLER, own)
 
 
 class _Keeping(logging.Handler):

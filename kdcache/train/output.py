@@ -14,7 +14,6 @@ from kdcache.errors import UsageError
 STUDENT_FILE = "student.safetensors"
 PRETRAINED_FOLDER = "pretrained"
 """Where a student with ``save_pretrained`` is saved by it as well, for ``from_pretrained``."""
-EXPERIMENT_FILE = "experiment.yaml"
 CHECKPOINTS_FOLDER = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 _NUMBERED = re.compile(r"run-(\d{4,})")

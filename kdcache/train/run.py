@@ -22,13 +22,13 @@ from kdcache.losses.evaluation import Reduction
 from kdcache.store import open_cache
 from kdcache.tracking import Tracking
 from kdcache.tracking.code_version import code_version
+from kdcache.tracking.source_code import EXPERIMENT_FILE
 from kdcache.train.finite import check_weights
 from kdcache.train.fit import fit
 from kdcache.train.joined_data import Joining, join_data
 from kdcache.train.module import DEFAULT_LOSSES, Head, StudentModule
 from kdcache.train.optimizers import MakeOptimizer
 from kdcache.train.output import (
-    EXPERIMENT_FILE,
     PRETRAINED_FOLDER,
     STUDENT_FILE,
     claim_output,

@@ -39,6 +39,15 @@ class Archive:
         return {one["paramName"]: one["paramValue"] for one in found if one["source"] == "manual"}
 
     @property
+    def code(self):
+        """{name: text} of the source files."""
+        uploads = [one for one in self.of("file_upload") if one["upload_type"] == "source_code"]
+        return {
+            one["additional_params"]["fileName"]: self.files[one["file_path"]].decode()
+            for one in uploads
+        }
+
+    @property
     def others(self):
         return {one["key"]: one["value"] for one in self.of("log_other")}
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import logging
 import os
 import random
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import comet_ml
 import pytest
@@ -103,6 +106,43 @@ def test_the_archive_holds_the_run(comet, cache, repository, caplog):
     assert record["parameters"] == {"note": "hello", "sizes": [1, 2]}
     assert record["code"] == {"git_commit": commit, "git_dirty": True}
     assert record["name"] == "first try"
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of the user's, with a loss and a student."""
+    text = (
+        "from kdcache.losses import LossSum\nfrom tests.train import small\n"
+        "def student():\n    return small.net(1)\n"
+        "def my_loss(student_logits, targets, temperature):\n"
+        "    return LossSum.over(student_logits.square().mean(-1))\n"
+    )
+    (tmp_path / "my_models.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("my_models")
+    del sys.modules["my_models"]
+
+
+def test_the_code_is_the_users(comet, module):
+    """The experiment file, and what its class paths and those of the record name."""
+    text = "student: {class_path: my_models.student}\nteacher: {class_path: not.imported.Here}\n"
+    run = comet(module.student(), experiment=text)
+    code = archive_in(run.output).code
+    assert code.keys() == {"experiment.yaml", "my_models.py", "tests/train/small.py"}
+    assert code["experiment.yaml"] == text
+    assert code["my_models.py"] == Path(module.__file__).read_text()
+    assert not any("comet" in name for name in code)
+
+
+def test_code_without_an_experiment_file(comet, module):
+    run = comet(losses={"my_models.my_loss": 1.0})
+    assert archive_in(run.output).code.keys() == {"my_models.py", "tests/train/small.py"}
+
+
+def test_who_keeps_code_away_from_comet_does_so(comet, module, monkeypatch):
+    monkeypatch.setenv("COMET_AUTO_LOG_CODE", "false")
+    run = comet(module.student(), experiment="student: {class_path: my_models.student}\n")
+    assert archive_in(run.output).code == {}
 
 
 def test_offline_on_purpose_is_no_warning(comet, tmp_path, caplog):
