@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from kdcache.config import Experiment, Raw, keys_of, merge, override, parse, read_file, to_yaml
+from kdcache.config import (
+    Experiment,
+    Raw,
+    dropped,
+    keys_of,
+    merge,
+    override,
+    parse,
+    read_file,
+    to_yaml,
+)
 from kdcache.errors import UsageError
 from kdcache.experiment import DumpExperiment, DumpSection, StudentExperiment
+from kdcache.paths import local_path
+
+log = logging.getLogger(__name__)
 
 _COMMANDS = {DumpExperiment: "dump-teacher", StudentExperiment: "train-student"}
 # Of these sections stage two reads one key.
@@ -47,16 +60,27 @@ def experiment_from(
         if not has_value:
             value = "true" if name in flags and not _has_value(words) else _value(name, words)
         if name in ("-c", "--config"):
-            raw = merge(raw, read_file(Path(value)))
+            raw = _told(
+                raw, merge(raw, read_file(local_path(value, "--config"))), f"{name} {value}"
+            )
         else:
             key = name.removeprefix("--")
             _refuse_unread(override({}, key, value), kind, command)
-            raw = override(raw, key, value)
+            raw = _told(raw, override(raw, key, value), f"--{key}")
     experiment = parse(kind, raw)
     if print_config:
         print(to_yaml(experiment), end="")
         return None
     return experiment
+
+
+def _told(before: Raw, after: Raw, word: str) -> Raw:
+    """The sections after a word, having said what it took away: replaced whole may be a slip."""
+    gone = dropped(before, after)
+    if gone:
+        listed = ", ".join(f"{key}: {value!r}" for key, value in gone.items())
+        log.info(f"{word} replaces a whole section; what it had is gone: {listed}")
+    return after
 
 
 def _refuse_unread(given: Raw, kind: type, command: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcache.commands.arguments import experiment_from
@@ -13,6 +12,7 @@ from kdcache.commands.console import quiet_lightning
 from kdcache.commands.inspect import report_text
 from kdcache.config import build, build_model, fingerprint_function
 from kdcache.experiment import DumpExperiment
+from kdcache.paths import local_path
 from kdcache.store import check_cache_path
 from kdcache.tools.inspect import inspect_cache
 
@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     experiment = experiment_from(arguments, DumpExperiment, "dump-teacher")
     if experiment is None:
         return 0
-    check_cache_path(Path(experiment.cache))
+    check_cache_path(local_path(experiment.cache, "cache"))
     from kdcache.dump import run_job
     from kdcache.dump.ranks import this_replica
 
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     make = functools.partial(make_job, experiment)
     cache = run_job(
         make,
-        cache=Path(experiment.cache),
+        cache=local_path(experiment.cache, "cache"),
         devices=dump.devices,
         part=dump.part,
         ranks_per_replica=dump.ranks_per_replica,
@@ -62,7 +62,7 @@ def make_job(experiment: DumpExperiment) -> DumpJob:
     return DumpJob(
         teacher=build_model(experiment.teacher, "teacher"),
         loaders={sources.TRAIN: train, **validation},
-        cache=Path(experiment.cache),
+        cache=local_path(experiment.cache, "cache"),
         codec=codec,
         mapping=parse_mapping(experiment.batch, "teacher"),
         class_names=sources.class_names(data, train.dataset),

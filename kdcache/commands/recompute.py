@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from kdcache.commands.arguments import experiment_from
@@ -16,6 +15,7 @@ from kdcache.commands.dump_teacher import make_job
 from kdcache.dump.recompute import TOLERANCE_NATS, Distance, Recomputed, recompute
 from kdcache.errors import UsageError
 from kdcache.experiment import DumpExperiment
+from kdcache.paths import local_path
 from kdcache.store import difference_table
 
 
@@ -31,7 +31,7 @@ def run_again(cache: str, words: Sequence[str], num_samples: int, seed: int) -> 
     experiment = experiment_from(words, DumpExperiment, "verify")
     if experiment is None:
         raise UsageError("--recompute prints no configuration.")
-    job = make_job(dataclasses.replace(experiment, cache=str(Path(cache))))
+    job = make_job(dataclasses.replace(experiment, cache=str(local_path(cache, "cache"))))
     quiet_lightning()
     return recompute(job, num_samples, seed=seed)
 

@@ -7,7 +7,6 @@ import functools
 import inspect
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcache.commands.arguments import experiment_from
@@ -81,7 +80,7 @@ def _train(experiment: StudentExperiment) -> StudentRun | None:
         output=experiment.output,
         codecs=[str(experiment.targets.get("codec", ""))],
         fingerprint=fingerprint_function(experiment.dump.fingerprint),
-        local_copy=None if experiment.local_copy is None else Path(experiment.local_copy),
+        local_copy=experiment.local_copy,
         allow_mismatch=experiment.allow_mismatch,
         seed=experiment.seed,
         progress=experiment.progress,

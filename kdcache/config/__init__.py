@@ -6,7 +6,7 @@ before it is asked for.
 """
 
 from kdcache.config.components import build, build_model, build_nested, fingerprint_function
-from kdcache.config.files import Raw, merge, override, read_file, to_yaml
+from kdcache.config.files import Raw, dropped, merge, override, read_file, to_yaml
 from kdcache.config.sections import Experiment, Key, keys_of, parse
 from kdcache.config.typed import checked, resolved_annotations
 
@@ -18,6 +18,7 @@ __all__ = [
     "build_model",
     "build_nested",
     "checked",
+    "dropped",
     "fingerprint_function",
     "keys_of",
     "merge",

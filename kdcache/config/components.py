@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,9 @@ from typing import Any
 from kdcache.config.sections import check_component
 from kdcache.config.typed import checked, resolved_annotations, takes_mapping
 from kdcache.errors import UsageError, nearest, suggest
+
+# As near as this, a name is misspelt; else it is an argument of another class.
+_MISSPELT = 0.8
 
 
 def build(
@@ -86,9 +90,19 @@ def _check_names(
     named = [p for p in parameters if p.kind not in (*starred, inspect.Parameter.POSITIONAL_ONLY)]
     names = {p.name for p in named}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for name in arguments:
-        if name not in names and not takes_any:
-            raise UsageError(f"{where}: {path} takes no {name!r}. {suggest(str(name), names)}")
+    foreign = [str(name) for name in arguments if name not in names and not takes_any]
+    if foreign:
+        text = f"{where}: {path} takes no {', '.join(map(repr, foreign))}."
+        if len(foreign) == 1:
+            text += f" {suggest(foreign[0], names)}"
+        else:
+            text += f" {suggest('', names)}"
+        if not all(difflib.get_close_matches(name, names, cutoff=_MISSPELT) for name in foreign):
+            text += (
+                " Arguments stay when a class path is laid over another; "
+                f"--{where}.init_args '{{}}' begins without any."
+            )
+        raise UsageError(text)
     for p in named:
         if p.default is p.empty and p.name not in arguments:
             raise UsageError(f"{where}: {path} needs {p.name!r}; set {where}.{p.name}.")

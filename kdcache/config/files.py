@@ -76,11 +76,13 @@ def spelt_out(raw: Raw) -> Raw:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
-    """``over`` on top of ``base``; another class_path starts with fresh init_args and weights."""
+    """``over`` on top of ``base``, mapping by mapping; everything else is replaced whole.
+
+    What stands beside a class_path stays when another one is laid over it: weights are loaded into
+    the other class too, and arguments that it does not take are refused where it is built.
+    Dropping them here would train or dump something else than the files say.
+    """
     merged = dict(base)
-    if "class_path" in over and over["class_path"] != base.get("class_path"):
-        merged.pop("init_args", None)
-        merged.pop("weights", None)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
@@ -93,8 +95,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Raw:
 def override(raw: Mapping[str, Any], name: str, text: str) -> Raw:
     """The raw sections with one dotted key set from the command line.
 
-    ``student.width`` is short for ``student.init_args.width``; a value is read as YAML. A mapping
-    replaces what was there, a key below it changes one entry.
+    ``student.width`` is short for ``student.init_args.width``, and ``optimizer adam`` for
+    ``optimizer.class_path adam``; a value is read as YAML. A mapping replaces what was there, a
+    key below it changes one entry.
+
+    Raises:
+        UsageError: the value is no YAML, or the key would lie below a value that is no mapping.
     """
     parts = name.split(".")
     if parts[0] in COMPONENTS and len(parts) > 1 and parts[1] not in component_keys(parts[0]):
@@ -103,17 +109,34 @@ def override(raw: Mapping[str, Any], name: str, text: str) -> Raw:
         value = yaml.load(text, _Loader)  # a safe loader
     except yaml.YAMLError as error:
         raise UsageError(f"--{name}: {text!r} is not a valid value.") from error
+    is_component = parts[0] in COMPONENTS if len(parts) == 1 else parts[:-1] == ["pipelines"]
+    if is_component and isinstance(value, str):
+        parts.append("class_path")
     result = copy.deepcopy(dict(raw))
     section = result
-    for part in parts[:-1]:
+    for number, part in enumerate(parts[:-1], start=1):
         inner = section.get(part)
-        section[part] = dict(inner) if isinstance(inner, Mapping) else {}
+        if not (inner is None or isinstance(inner, Mapping)):
+            raise UsageError(
+                f"--{name}: {'.'.join(parts[:number])} is {inner!r}, which has no keys of its own. "
+                f"Give it a new value as a whole: --{'.'.join(parts[:number])} VALUE."
+            )
+        section[part] = dict(inner or {})
         section = section[part]
-    if parts[-1] == "class_path" and section.get("class_path") != value:
-        section.pop("init_args", None)
-        section.pop("weights", None)
     section[parts[-1]] = value
     return spelt_out(result)
+
+
+def dropped(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of everything that was set before and is not there afterwards."""
+    found: dict[str, Any] = {}
+    for key, old in before.items():
+        new = after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= {f"{key}.{name}": value for name, value in dropped(old, new).items()}
+        elif key not in after or (new is None and isinstance(old, Mapping)):
+            found[key] = old
+    return found
 
 
 def to_yaml(experiment: DumpExperiment | StudentExperiment) -> str:

@@ -103,17 +103,19 @@ class BatchMapping:
     def __post_init__(self) -> None:
         inputs: Any = self.inputs
         mask: Any = self.mask
-        if isinstance(inputs, list):
+        # Sequences of any class, such as OmegaConf's, which are neither list nor tuple.
+        if isinstance(inputs, Sequence) and not isinstance(inputs, str):
             object.__setattr__(self, "inputs", tuple(inputs))
-        if isinstance(mask, list):
+        if isinstance(mask, Sequence) and not isinstance(mask, str):
             object.__setattr__(self, "mask", tuple(mask))
         paths = tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs
         if inputs is None or inputs == "all":
             paths = ()
         if not isinstance(paths, tuple | list) or not all(map(_is_path, paths)):
+            one = f" For one input write [{inputs}]." if isinstance(inputs, str | int) else ""
             raise UsageError(
                 f"batch.inputs is a list of paths, a mapping name -> path, or 'all', not "
-                f"{inputs!r}. For one input write [{inputs}]."
+                f"{inputs!r}.{one}"
             )
         for name in ("labels", "segments"):
             path = getattr(self, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from kdcache.data.batch import BatchMapping, CallableMapping, Mapped
@@ -34,6 +34,7 @@ def parse_mapping(spec: object, side: Literal["teacher", "student"]) -> Mapped:
         return CallableMapping(import_function(spec))
     if callable(spec):
         return CallableMapping(spec)
+    spec = _plain(spec)
     if not isinstance(spec, Mapping):
         raise UsageError(f"batch: is a mapping or a class path, not {spec!r}.")
     if spec.keys() & set(_SIDES):
@@ -43,9 +44,18 @@ def parse_mapping(spec: object, side: Literal["teacher", "student"]) -> Mapped:
     if spec.get("inputs") in ([], (), {}):
         raise UsageError("batch.inputs is empty. Name the model's inputs, or leave it out.")
     mask = spec.get("mask")
-    if isinstance(mask, list | tuple):
+    if isinstance(mask, list):
         mask = tuple(map(_imported, mask))
     return BatchMapping(**{**spec, "mask": _imported(mask)})
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences of any class (OmegaConf's, say) as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _imported(source: Any) -> MaskSource | Any:

@@ -29,6 +29,7 @@ from kdcache.data.keys import CONTENT, FIELD, INDEX, KeyIndex, field_key
 from kdcache.data.labels import check_labels, per_row
 from kdcache.data.mismatch import mismatch_error, missing_error
 from kdcache.errors import AlignmentError, CacheCorruptedError, UsageError
+from kdcache.paths import local_path
 from kdcache.store import Cache, LocalCopy, View, open_cache, open_local_copy
 from kdcache.targets import SoftTargets
 
@@ -110,7 +111,7 @@ class Join(ABC):
         self.mapping = parse_mapping(batch, "student")
         self.check_fingerprints = check_fingerprints
         self.user_collate = collate_fn or default_collate
-        self._folder = None if local_copy is None else Path(local_copy)
+        self._folder = None if local_copy is None else local_path(local_copy, "local_copy")
         self._copy: LocalCopy | None = None
         self._index: KeyIndex | None = None
         self._collated = 0 if check_fingerprints else _COLLATED

@@ -25,6 +25,7 @@ from kdcache.dump.loop import DumpJob, run
 from kdcache.dump.preemption import Preemption
 from kdcache.dump.ranks import joined, this_replica
 from kdcache.errors import UsageError
+from kdcache.paths import local_path
 from kdcache.store import Cache
 
 __all__ = ["DumpJob", "dump_teacher", "run_job"]
@@ -104,7 +105,7 @@ def dump_teacher(
     job = DumpJob(
         teacher=teacher,
         loaders=_loaders(data),
-        cache=Path(cache),
+        cache=local_path(cache, "cache"),
         codec=codec or DenseCodec(),
         mapping=parse_mapping(batch, "teacher"),
         class_names=tuple(class_names),

@@ -28,6 +28,7 @@ from kdcache.importers.files import RawRecord, SourceFile, look_at, raw_records
 from kdcache.importers.records import Fields, Record, read_record
 from kdcache.importers.rows import num_top
 from kdcache.importers.shards import Layout, Sample
+from kdcache.paths import local_path
 from kdcache.store import Cache, Manifest, ViewWriter, check_cache_path, open_cache
 from kdcache.version import __version__
 
@@ -107,10 +108,12 @@ def import_logprobs(
         MismatchError: the split was begun with other files or settings; field by field.
         CacheError: the path holds something that is no cache.
     """
-    paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
+    named = [files] if isinstance(files, str | Path) else files
+    paths = [local_path(file, "a file of log-probabilities") for file in named]
+    folder = local_path(cache, "cache")
     fields = Fields(ids=ids_field, logprobs=logprobs_field, top_ids=top_ids_field)
     _check_settings(paths, num_classes, shift, key, fingerprint)
-    check_cache_path(Path(cache))
+    check_cache_path(folder)
     sources = [look_at(path) for path in paths]
     head = _head(sources, fields)
     codec = TopKCodec(
@@ -140,10 +143,10 @@ def import_logprobs(
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     )
-    writer = ViewWriter.create(Path(cache), manifest)
+    writer = ViewWriter.create(folder, manifest)
     _write(writer, layout, sources, fields, progress)
     writer.finish()
-    return open_cache(cache)
+    return open_cache(folder)
 
 
 def _check_settings(

@@ -20,6 +20,7 @@ from kdcache.dump import dump_teacher
 from kdcache.dump.loop import is_complete
 from kdcache.errors import CacheIncompleteError, UsageError
 from kdcache.losses import Objective
+from kdcache.paths import local_path
 from kdcache.predecessor.calls import (
     call_mapping,
     called_alike,
@@ -123,7 +124,7 @@ class KnowledgeDistillationTraining:
         self._student: nn.Module = student_model
         self._teacher = teacher_model
         self._data = _Loaders(train_data_loader, sources.validation_loaders(val_data_loaders))
-        self._cache = Path(cache)
+        self._cache = local_path(cache, "cache")
         self._devices = Devices.of(num_gpu_used, accelerator, num_nodes)
         self._options: dict[str, Any] = {
             "losses": final_loss_coeff_dict or {"kd_loss": 1},
@@ -257,4 +258,4 @@ def check_settings(options: Mapping[str, Any]) -> None:
     Schedule.of(options["scheduler"])
     Tracking.of(options["tracking"])
     if options["resume"] is not None:
-        Resumption.of(Path(options["resume"]))
+        Resumption.of(local_path(options["resume"], "resume_from_checkpoint"))

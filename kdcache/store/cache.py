@@ -20,6 +20,7 @@ from kdcache.errors import (
     CacheMissingError,
     suggest,
 )
+from kdcache.paths import local_path
 from kdcache.store.arrays import read_array
 from kdcache.store.commits import Commit, read_commits, read_index, view_digest
 from kdcache.store.fields import Fields
@@ -230,7 +231,7 @@ def open_cache(path: str | Path) -> Cache:
         CacheMissingError: there is no such folder, or it holds no teacher cache.
         CacheCorruptedError: its metadata cannot be what was written.
     """
-    folder = Path(path)
+    folder = local_path(path, "cache")
     marker = folder / GROUP_FILE
     try:
         is_there, is_group = folder.exists(), marker.is_file()

@@ -25,7 +25,8 @@ MAX_JSON_BYTES = 64 << 20
 _MAX_JSON_DEPTH = 32
 _BYTES_PER_VALUE = 16
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What an OSError says where the disk, or the user's share of it, is full."""
 
 
 @contextlib.contextmanager
@@ -36,7 +37,7 @@ def writing_into(folder: Path) -> Iterator[None]:
     except OSError as error:
         path = error.filename2 or error.filename or folder
         reason = error.strerror or type(error).__name__
-        remedy = "Mend that" if error.errno not in _FULL else "Make room there"
+        remedy = "Mend that" if error.errno not in FULL else "Make room there"
         raise CacheError(
             f"{path} cannot be written ({reason}), in {folder}. What was committed before is "
             f"whole. {remedy} and run the same command again; it goes on from there."

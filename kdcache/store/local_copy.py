@@ -15,9 +15,10 @@ import numpy as np
 
 from kdcache.columns import NUM_POSITIONS, Array, Per
 from kdcache.errors import CacheCorruptedError, CacheError, UsageError
+from kdcache.paths import local_path
 from kdcache.store.cache import View
 from kdcache.store.fields import Fields
-from kdcache.store.files import is_as_written, read_json, size_of
+from kdcache.store.files import FULL, is_as_written, read_json, size_of
 from kdcache.store.local_build import META_FILE, Progress, build, file_crc, fill
 from kdcache.store.locks import taking_turns
 from kdcache.store.manifest import Manifest
@@ -107,7 +108,7 @@ def default_folder() -> Path:
     """``$KDCACHE_LOCAL``, or a folder of the user's cache directory."""
     chosen = os.environ.get("KDCACHE_LOCAL")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(chosen).expanduser() if chosen else base / "kdcache"
+    return local_path(chosen, "KDCACHE_LOCAL") if chosen else base / "kdcache"
 
 
 def open_local_copy(
@@ -146,10 +147,12 @@ def open_local_copy(
             if not target.is_dir():
                 build(view, types, rows, target, progress)
     except OSError as error:
+        is_full = error.errno in FULL
+        mend = "Make room there and run the same command again" if is_full else "Mend that"
         raise CacheError(
-            f"the local copy of {view.folder} cannot be made in {base} ({error.strerror}). Make "
-            "room there and run the same command again, or point KDCACHE_LOCAL (or local_copy:) "
-            "at a disk with room for it. The cache itself is as it was."
+            f"the local copy of {view.folder} cannot be made in {base} ({error.strerror}). {mend}, "
+            "or point KDCACHE_LOCAL (or local_copy:) at a folder of your own, on a disk with room "
+            "for it. The cache itself is as it was."
         ) from error
     return _open(view, target)
 

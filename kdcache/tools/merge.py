@@ -17,6 +17,7 @@ import xxhash
 
 from kdcache.columns import KEY
 from kdcache.errors import AlignmentError, MismatchError, UsageError
+from kdcache.paths import local_path
 from kdcache.store import (
     Cache,
     Manifest,
@@ -54,7 +55,7 @@ def merge_caches(
     if len(sources) < 2:
         raise UsageError("merging takes two caches or more.")
     caches = [open_cache(source) for source in sources]
-    path = Path(target)
+    path = local_path(target, "the merged cache")
     if any(path.resolve() == cache.path.resolve() for cache in caches):
         raise UsageError(f"{path} is one of the caches to merge. Give the new cache its own path.")
     check_cache_path(path)

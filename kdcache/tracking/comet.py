@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from kdcache.errors import UsageError
+from kdcache.paths import local_path
 from kdcache.tracking.comet_experiment import (
     COMET_FOLDER,
     archive_of,
@@ -45,7 +46,11 @@ class CometLogger(Logger):
 
     def __init__(self, folder: Path, settings: CometSettings, *, name: str | None = None) -> None:
         super().__init__()
-        account = CometAccount() if settings.info is None else read_info(Path(settings.info))
+        account = (
+            CometAccount()
+            if settings.info is None
+            else read_info(local_path(settings.info, "tracking.comet.info"))
+        )
         self._account = CometAccount(
             api_key=account.api_key,
             project=settings.project or account.project,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -28,7 +28,8 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    is_text = isinstance(value, str | bytes)
+    if isinstance(value, Sequence | set | frozenset) and not is_text:
         return [plain(item) for item in value]
     is_scalar = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0)
     if is_scalar:

@@ -19,6 +19,7 @@ from kdcache.data.batch import Mapped
 from kdcache.data.vocabulary import find_tokenizer
 from kdcache.losses import Objective
 from kdcache.losses.evaluation import Reduction
+from kdcache.paths import local_path
 from kdcache.store import open_cache
 from kdcache.tracking import Tracking
 from kdcache.tracking.code_version import code_version
@@ -60,7 +61,7 @@ def train_student(
     pipelines: Mapping[str, Any] | None = None,
     class_names: Sequence[str] = (),
     output: str | Path | None = None,
-    local_copy: Path | None = None,
+    local_copy: str | Path | None = None,
     codecs: Collection[str] = (),
     fingerprint: Callable[[Any], Any] | None = None,
     allow_mismatch: bool = False,
@@ -132,7 +133,8 @@ def train_student(
     options = dict(trainer or {})
     tracked = Tracking.of(tracking)
     check_options(options, tracked)
-    resumption = None if resume is None else Resumption.of(Path(resume))
+    resumption = None if resume is None else Resumption.of(local_path(resume, "resume"))
+    chosen = None if output is None else local_path(output, "output")
     objective = Objective(
         losses=DEFAULT_LOSSES if losses is None else losses,
         temperature=temperature,
@@ -143,7 +145,7 @@ def train_student(
     opened = open_cache(cache)
     joining = Joining(
         batch=batch,
-        local_copy=local_copy,
+        local_copy=None if local_copy is None else local_path(local_copy, "local_copy"),
         codecs=codecs,
         fingerprint=fingerprint,
         check_fingerprints=not allow_mismatch,
@@ -206,7 +208,7 @@ def train_student(
     if rank_zero_only.rank:  # this process helps the first one, which claims the folder
         return training(Path())
     folder = None if output is not None or resumption is None else resumption.folder
-    folder = folder or claim_output(None if output is None else Path(output), opened.path)
+    folder = folder or claim_output(chosen, opened.path)
     with released_on_failure(folder):
         if experiment is not None:
             (folder / EXPERIMENT_FILE).write_text(experiment, encoding="utf-8")

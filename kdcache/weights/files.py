@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 from kdcache.errors import DataError, UsageError
+from kdcache.paths import local_path
 from kdcache.weights.names import innermost, state_for, unwrapped
 from kdcache.weights.pickles import read_plain
 
@@ -43,7 +44,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         UsageError: there is no such file, or it is not one that holds weights.
         DataError: it is damaged, holds more than weights, or weights of another model.
     """
-    path = Path(path)
+    path = local_path(path, "weights")
     state: Any = state_for(model, _read(path))
     state |= _shared(model.state_dict(), state)
     try:

@@ -108,10 +108,18 @@ BASE = {
                 }
             },
         ),
-        ({"student": {"class_path": "m.Other"}}, {"student": {"class_path": "m.Other"}}),
         (
-            {"student": {"class_path": "m.Other", "init_args": {"size": 1}}},
-            {"student": {"class_path": "m.Other", "init_args": {"size": 1}}},
+            {"student": {"class_path": "m.Other"}},
+            {"student": {**BASE["student"], "class_path": "m.Other"}},
+        ),
+        (
+            {"student": {"class_path": "m.Other", "init_args": {"width": 1}}},
+            {
+                "student": {
+                    "class_path": "m.Other",
+                    "init_args": {"width": 1, "deep": {"x": 1, "y": 2}},
+                }
+            },
         ),
     ],
 )
@@ -132,7 +140,8 @@ def test_the_later_file_wins(over, expected):
          {"class_path": "m.Net", "init_args": {"width": 8, "deep": {"x": 1, "y": 3}}}),
         ("student.deep", "{z: 1}", "student",
          {"class_path": "m.Net", "init_args": {"width": 8, "deep": {"z": 1}}}),
-        ("student.class_path", "m.Other", "student", {"class_path": "m.Other"}),
+        ("student.class_path", "m.Other", "student", {**BASE["student"], "class_path": "m.Other"}),
+        ("student", "m.Other", "student", {**BASE["student"], "class_path": "m.Other"}),
         ("student.class_path", "m.Net", "student", BASE["student"]),
         ("student", "{class_path: m.X}", "student", {"class_path": "m.X"}),
         ("optimizer.lr", "1e-3", "optimizer", {"init_args": {"lr": 1e-3}}),
@@ -154,9 +163,9 @@ def test_an_override_sets_one_key(name, text, section, expected):
     ],
     ids=["file", "command line"],
 )
-def test_weights_stay_with_their_class(change):
+def test_weights_survive_another_class_path(change):
     base = {"student": {**BASE["student"], "weights": "w.safetensors"}}
-    assert change(base) == {"student": {"class_path": "m.Other"}}
+    assert change(base) == {"student": {**base["student"], "class_path": "m.Other"}}
     assert override(base, "student.weights", "v.pt")["student"]["weights"] == "v.pt"
     assert override(base, "data.weights", "v.pt")["data"] == {"init_args": {"weights": "v.pt"}}
 
@@ -172,7 +181,10 @@ def test_a_component_may_only_be_named(tmp_path):
     }
     found = override(found, "optimizer.lr", "0.1")
     assert found["optimizer"] == {"class_path": "adam_wav2vec2.0", "init_args": {"lr": 0.1}}
-    assert override(found, "optimizer", "sgd")["optimizer"] == {"class_path": "sgd"}
+    assert override(found, "optimizer", "sgd")["optimizer"] == {
+        "class_path": "sgd",
+        "init_args": {"lr": 0.1},
+    }
     assert override(found, "pipelines.test", "m.P")["pipelines"]["test"] == {"class_path": "m.P"}
 
 

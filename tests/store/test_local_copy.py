@@ -217,3 +217,13 @@ def test_environment_says_where(view, tmp_path, monkeypatch):
     monkeypatch.delenv("KDCACHE_LOCAL")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_folder() == tmp_path / "xdg" / "kdcache"
+
+
+def test_the_folder_of_copies_is_a_file(view, tmp_path, monkeypatch):
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    monkeypatch.setenv("KDCACHE_LOCAL", str(taken))
+    with pytest.raises(CacheError, match="cannot be made in") as error:
+        open_local_copy(view, in_memory_bytes=0)
+    assert "Mend that, or point KDCACHE_LOCAL" in str(error.value)
+    assert "Make room" not in str(error.value)
