@@ -7,13 +7,18 @@ was inferred can be written down (the manifest holds it) and compared.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from kdcache.data.conventions import check_not_own_tokens, find_parts, tokens_of
+from kdcache.data.conventions import (
+    check_not_own_tokens,
+    find_parts,
+    token_paths,
+    tokens_of,
+)
 from kdcache.data.leaves import Path, leaf
 from kdcache.data.masks import (
     PREDICTED,
@@ -25,46 +30,12 @@ from kdcache.data.masks import (
     shifted_labels,
     with_ignored,
 )
+from kdcache.data.selection import CallableMapping, Selected, check_num_classes
+from kdcache.data.signature import DECODER, NO_MODEL, SHIFTED, Signature
 from kdcache.errors import UsageError
 from kdcache.losses.labels import IGNORE_INDEX
 
 _INPUTS = "batch.inputs"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Selected:
-    """What a mapping found in a batch.
-
-    Attributes:
-        args: positional model inputs.
-        kwargs: model inputs by name.
-        labels: (B, ...) class numbers, one for each position of the logits, or None.
-        mask: (B, ...) nonzero where a position counts, or None.
-    """
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    labels: Tensor | None = None
-    mask: Tensor | None = None
-
-    def call(self, model: Callable[..., Any]) -> Any:
-        """``model(*args, **kwargs)``."""
-        return model(*self.args, **self.kwargs)
-
-    def num_rows(self) -> int | None:
-        """Rows of the first tensor among the model inputs; None where there is none."""
-        return _num_rows((*self.args, *self.kwargs.values()))
-
-
-def _num_rows(values: Iterable[Any]) -> int | None:
-    for value in values:
-        if isinstance(value, Tensor) and value.dim():
-            return len(value)
-        inner = value.values() if isinstance(value, Mapping) else value
-        found = _num_rows(inner) if isinstance(value, Mapping | list | tuple) else None
-        if found is not None:
-            return found
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +45,9 @@ class BatchMapping:
     Attributes:
         inputs: paths of positional inputs, or name -> path for inputs by name; ``"all"`` gives
             the model every element of the batch (``model(*batch)``); None: inferred from the
-            first batch, which may be (x, y), (x,), x, or a mapping with Hugging Face names.
+            first batch, which may be (x, y), (x,), x, or a mapping with names that the model's
+            ``forward`` takes, or Hugging Face's. ``decoder_input_ids: shifted:<path>`` is made of
+            labels by the model itself, as is inferred where an encoder-decoder is given labels.
         labels: path of the class labels; inferred together with the inputs.
         mask: which positions count: one source, or several that all have to agree; see
             :data:`kdcache.data.masks.MaskSource` (a path, ``labelled``, ``predicted:<path>``,
@@ -99,6 +72,8 @@ class BatchMapping:
     num_classes: int | None = None
     ignore_index: int | None = None
     mask_inferred: bool = field(default=False, repr=False)
+    left_out: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    signature: Signature | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         inputs: Any = self.inputs
@@ -161,31 +136,85 @@ class BatchMapping:
         """Paths of masks in the model's output, where any is asked for."""
         return output_paths(self.masks)
 
+    def bound(self, model: Any) -> BatchMapping:
+        """The mapping for a model, whose ``forward`` says which names it takes.
+
+        One that is bound already, or has nothing to ask a model for, stays as it is.
+        """
+        is_needed = self.inputs is None or self.shifted_path is not None
+        if not is_needed or self.signature is not None:
+            return self
+        return dataclasses.replace(self, signature=Signature.of(model))
+
+    def for_joining(self) -> BatchMapping:
+        """The mapping where no model will run: rows, labels and mask are all that is wanted."""
+        signature = NO_MODEL if self.signature is None else self.signature.without_model()
+        return dataclasses.replace(self, signature=signature)
+
+    def as_described(self, text: str) -> BatchMapping:
+        """The mapping for a model that is not at hand, by what was written down of it.
+
+        Args:
+            text: what :meth:`describe` said once the mapping was resolved.
+        """
+        if self.signature is not None:
+            return self
+        return dataclasses.replace(self, signature=Signature.of_description(text))
+
     def resolve(self, batch: Any) -> BatchMapping:
         """The same mapping with inferred parts filled in from a batch.
 
         Raises:
             DataError: the inputs cannot be told from the batch's structure; or labels repeat the
                 input ids, and ``causal`` is not said.
+            UsageError: ``causal`` is said of labels that a decoder's inputs are made of.
         """
         mapping = self if self.inputs is not None else self._inferred(batch)
+        if mapping.causal and mapping.shifted_path is not None:
+            raise UsageError(
+                "batch.causal moves labels by one token, and the decoder's inputs are made of the "
+                "labels by such a move already: each position predicts its own label. Leave "
+                "batch.causal out."
+            )
         if mapping.causal is not None or mapping.labels is None:
             return mapping
         labels = leaf(batch, mapping.labels, "batch.labels")
-        inputs = [leaf(batch, path, _INPUTS) for path in mapping.input_paths() or ()]
-        is_told = [check_not_own_tokens(labels, value) for value in inputs]
+        is_told = [
+            check_not_own_tokens(labels, leaf(batch, path, _INPUTS), is_certain=is_certain)
+            for path, is_certain in token_paths(mapping.inputs)
+        ]
         return dataclasses.replace(mapping, causal=False) if all(is_told) else mapping
 
     def _inferred(self, batch: Any) -> BatchMapping:
-        found = find_parts(batch)
+        said = [*self.masks, self.segments]
+        said += [source.removeprefix(PREDICTED) for source in said if isinstance(source, str)]
+        found = find_parts(batch, self.signature, labels=self.labels, said=said)
         is_inferred = self.mask is None and found.mask is not None
         return dataclasses.replace(
             self,
             inputs=found.inputs,
-            labels=self.labels if self.labels is not None else found.labels,
+            labels=found.labels,
             mask=found.mask if is_inferred else self.mask,
-            mask_inferred=is_inferred and not self.causal,  # of tokens for certain
+            mask_inferred=is_inferred and not (self.causal or found.is_of_positions),
+            left_out=found.left_out,
         )
+
+    @property
+    def note(self) -> str:
+        """What a person is told of columns that are no inputs; empty where there are none."""
+        if not self.left_out or not isinstance(self.inputs, Mapping):
+            return ""
+        return (
+            f"is given {', '.join(self.inputs)} of a batch; its forward does not take "
+            f"{', '.join(self.left_out)}"
+        )
+
+    @property
+    def shifted_path(self) -> str | None:
+        """Path of the labels that a decoder's inputs are made of, where it is so."""
+        path = self.inputs.get(DECODER) if isinstance(self.inputs, Mapping) else None
+        is_shifted = isinstance(path, str) and path.startswith(SHIFTED)
+        return path.removeprefix(SHIFTED) if is_shifted and isinstance(path, str) else None
 
     def fit_to(
         self, shape: Sequence[int], selected: Selected
@@ -236,15 +265,41 @@ class BatchMapping:
         if self.inputs == "all":
             return tuple(batch) if isinstance(batch, tuple | list) else (batch,), {}
         if isinstance(self.inputs, Mapping):
-            return (), {name: leaf(batch, path, _INPUTS) for name, path in self.inputs.items()}
+            named = dict(self.inputs)
+            if self.shifted_path is not None:
+                named[DECODER] = self.shifted_path
+            return (), {name: leaf(batch, path, _INPUTS) for name, path in named.items()}
         paths = self.inputs or ()
         return tuple(leaf(batch, path, _INPUTS) for path in paths) if paths else (batch,), {}
+
+    def with_decoder_inputs(self, selected: Selected) -> Selected:
+        """What a model is called with: decoder inputs are made of labels here, by the model.
+
+        Raises:
+            UsageError: the model has no function for that.
+        """
+        if self.shifted_path is None:
+            return selected
+        shift = None if self.signature is None else self.signature.shift
+        if shift is None:
+            raise UsageError(
+                f"batch.inputs says {DECODER}: {SHIFTED}{self.shifted_path}, and the model has no "
+                "prepare_decoder_input_ids_from_labels. Give it labels instead (batch: {inputs: "
+                "{labels: labels}}), or a column of decoder inputs."
+            )
+        labels = selected.kwargs[DECODER]
+        if self.ignore_index is not None:
+            labels = with_ignored(labels, self.ignore_index)
+        return dataclasses.replace(
+            selected, kwargs={**selected.kwargs, DECODER: shift(labels.long())}
+        )
 
     def input_paths(self) -> tuple[Path, ...] | None:
         """Paths of the model inputs, and of segments; None where the whole sample is the input."""
         inputs = tuple(self.inputs.values()) if isinstance(self.inputs, Mapping) else self.inputs
         if not isinstance(inputs, tuple) or not inputs:
             return None
+        inputs = tuple(p.removeprefix(SHIFTED) if isinstance(p, str) else p for p in inputs)
         extra = () if self.segments is None or self.segments in inputs else (self.segments,)
         return inputs + extra
 
@@ -262,55 +317,6 @@ class BatchMapping:
         return text
 
 
-@dataclass(frozen=True)
-class CallableMapping:
-    """A user's function from batch to :class:`Selected`, where paths do not suffice.
-
-    Attributes:
-        function: called with the batch.
-        class_dim: the class axis of the logits.
-        num_classes: logits beyond this many classes are cut off; None: all are classes.
-    """
-
-    function: Callable[[Any], Selected]
-    class_dim: int = -1
-    num_classes: int | None = None
-    mask_inferred: ClassVar[bool] = False
-    output_masks: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        check_num_classes(self.num_classes)
-
-    def resolve(self, batch: Any) -> CallableMapping:  # noqa: ARG002
-        """Nothing to infer."""
-        return self
-
-    def fit_to(
-        self,
-        shape: Sequence[int],  # noqa: ARG002
-        selected: Selected,
-    ) -> tuple[CallableMapping, Tensor | None]:
-        """Nothing was inferred."""
-        return self, selected.mask
-
-    def select(self, batch: Any) -> Selected:
-        """What the user's function says."""
-        selected = self.function(batch)
-        if not isinstance(selected, Selected):
-            raise UsageError(f"{self.describe()} returned {type(selected).__name__}, not Selected.")
-        return selected
-
-    def input_paths(self) -> None:
-        """Unknown: the whole sample is fingerprinted."""
-
-    def describe(self) -> str:
-        """Stable text for the manifest."""
-        function = self.function
-        name = getattr(function, "__qualname__", type(function).__qualname__)
-        cut = f" num_classes={self.num_classes}" if self.num_classes else ""
-        return f"{function.__module__}.{name} class_dim={self.class_dim}{cut}"
-
-
 Mapped = BatchMapping | CallableMapping
 
 
@@ -320,12 +326,3 @@ def _is_path(path: object) -> bool:
 
 def _is_flag(value: object) -> bool:
     return value is None or isinstance(value, bool)
-
-
-def check_num_classes(num_classes: int | None) -> None:
-    """Raise UsageError unless it is None or a number of classes."""
-    if num_classes is not None and (type(num_classes) is not int or num_classes < 2):
-        raise UsageError(
-            f"batch.num_classes is the number of classes that count, 2 or more, not "
-            f"{num_classes!r}."
-        )

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from kdcache.data.batch import BatchMapping, CallableMapping, Mapped
+from kdcache.data.batch import BatchMapping, Mapped
 from kdcache.data.masks import FUNCTION, MaskSource, import_function
+from kdcache.data.selection import CallableMapping
 from kdcache.errors import UsageError, suggest
 
 _SIDES = ("teacher", "student")
-_KNOWN = {item.name for item in dataclasses.fields(BatchMapping)} - {"mask_inferred"}
+_FOUND = {"mask_inferred", "left_out", "signature"}
+_KNOWN = {item.name for item in dataclasses.fields(BatchMapping)} - _FOUND
 
 
 def parse_mapping(spec: object, side: Literal["teacher", "student"]) -> Mapped:
@@ -20,7 +22,7 @@ def parse_mapping(spec: object, side: Literal["teacher", "student"]) -> Mapped:
     Args:
         spec: None; a mapping with the fields of :class:`BatchMapping`, or with ``teacher`` and
             ``student``, each such a mapping; or a function from a batch to
-            :class:`~kdcache.data.batch.Selected`, or its class path.
+            :class:`~kdcache.data.selection.Selected`, or its class path.
         side: whose mapping is wanted.
 
     Raises:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kdcache.data.batch import Mapped, Selected
+from kdcache.data.batch import Mapped
 from kdcache.data.fingerprint import fingerprint
+from kdcache.data.selection import Selected
 from kdcache.errors import AlignmentError
 
 _REPEATED, _REPEATS = 4, 8

@@ -96,9 +96,9 @@ def forward(model: Callable[..., Any], mapping: Mapped, batch: Any) -> FlatOutpu
     Raises:
         DataError: there is one class, or another axis than the last holds them.
     """
-    mapping = mapping.resolve(batch)
+    mapping = mapping.bound(model).resolve(batch)
     selected = mapping.select(batch)
-    returned = selected.call(model)
+    returned = mapping.with_decoder_inputs(selected).call(model)
     output = read_output(returned, mapping.class_dim, mapping.num_classes)
     shape = output.logits.shape[:-1]
     mapping, mask = mapping.fit_to(shape, selected)

@@ -108,7 +108,7 @@ class Join(ABC):
         self.dataset = dataset
         opened = cache if isinstance(cache, View | Cache) else open_cache(cache)
         self.view = opened if isinstance(opened, View) else opened[split]
-        self.mapping = parse_mapping(batch, "student")
+        self.mapping = parse_mapping(batch, "student").for_joining()
         self.check_fingerprints = check_fingerprints
         self.user_collate = collate_fn or default_collate
         self._folder = None if local_copy is None else local_path(local_copy, "local_copy")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdcache.data.batch import Selected
+from kdcache.data.selection import Selected
 from kdcache.errors import DataError
 from kdcache.losses.labels import IGNORE_INDEX
 from kdcache.outputs import flatten_positions
@@ -117,7 +117,8 @@ def check_single_label(labels: Any, num_rows: int, num_classes: int) -> None:
     """
     if not isinstance(labels, Tensor) or labels.shape != (num_rows, num_classes):
         return
-    if bool((labels.sum(dim=-1) > 1 + _ROUNDING).any()):
+    is_share = bool(((labels >= 0) & (labels <= 1)).all())  # others are no marks of classes
+    if is_share and bool((labels.sum(dim=-1) > 1 + _ROUNDING).any()):
         raise DataError(
             f"the labels are {tuple(labels.shape)}, and some row names several classes: "
             "multi-label heads are not supported. Targets are distributions over classes; name "

@@ -99,9 +99,17 @@ def class_names(data: Any, dataset: Any) -> tuple[str, ...]:
     for holder in (data, innermost(dataset)):
         for name in ("class_names", "classes"):
             found = getattr(holder, name, None)
-            if isinstance(found, Sequence) and not isinstance(found, str) and len(found):
-                return tuple(str(item) for item in found)
+            if not isinstance(found, Sequence) or isinstance(found, str) or not len(found):
+                continue
+            names = tuple(str(item) for item in found)
+            if len(names) == _length(dataset) > len(set(names)):  # the class of each sample
+                continue
+            return names
     return ()
+
+
+def _length(dataset: Any) -> int:
+    return 0 if is_stream(dataset) else len(innermost(dataset))
 
 
 def check_batched(loader: Loader) -> None:

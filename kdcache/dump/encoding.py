@@ -14,10 +14,10 @@ from torch import Tensor
 
 from kdcache.codecs import Codec
 from kdcache.columns import FINGERPRINT, KEY, NUM_POSITIONS, Array
-from kdcache.data.batch import Selected
 from kdcache.data.forward import FlatOutput
 from kdcache.data.keys import CONTENT
 from kdcache.data.labels import check_labels, check_single_label
+from kdcache.data.selection import Selected
 from kdcache.dump.keyed import KeyedBatch
 from kdcache.dump.statistics import batch_statistics
 from kdcache.errors import AlignmentError, DataError

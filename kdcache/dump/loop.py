@@ -144,7 +144,8 @@ def as_this_job(job: DumpJob, found: Manifest) -> Manifest:
     """
     split = found.split
     data = SplitData.of(split, job.loaders[split])
-    mapping = job.mapping.resolve(data.batch)
+    described = found.identity.get("batch", "")
+    mapping = job.mapping.as_described(described).resolve(data.batch)
     source = choose_source(job.fingerprint, mapping, data.first[0], data.batch)
     # Whether an inferred mask counts, only the teacher's output told.
     batch, stored = mapping.describe(), found.identity.get("batch", "")

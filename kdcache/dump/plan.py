@@ -101,6 +101,8 @@ def plan_split(
     numbers = range(len(data.first))
     output = _probe(forward, data.batch, numbers)
     mapping = forward.mapping
+    if mapping.note:
+        log.info("split %r: the teacher %s", split, mapping.note)
     source = choose_source(fingerprinted, mapping, data.first[0], data.batch)
     _check_data(data, forward, source, key)
     num_classes = output.logits.shape[-1]

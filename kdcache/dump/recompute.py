@@ -7,7 +7,7 @@ what differs then is the teacher, its settings, the data, or the machine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -142,7 +142,7 @@ def recompute(job: DumpJob, num_samples: int, *, seed: int = 0) -> list[Recomput
         view = cache[split]
         batches, drawn = _choose(view, job.loaders[split], num_samples, seed)
         comparison = _compare(job, view, forward.for_split(), batches)
-        now = as_this_job(job, view.manifest)
+        now = as_this_job(replace(job, mapping=forward.mapping), view.manifest)
         found.append(
             Recomputed(
                 split=split,

@@ -103,7 +103,7 @@ class TeacherForward:
         module = teacher if is_placed else teacher.to(self._fabric.device)
         self._converts = precision.endswith("-true")
         self.module = self._fabric._precision.convert_module(module) if self._converts else module
-        self._given = self.mapping = mapping
+        self._given = self.mapping = mapping.bound(teacher)
 
     def for_split(self) -> TeacherForward:
         """The same teacher, to infer the batch mapping of another split."""

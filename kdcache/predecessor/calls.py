@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kdcache.data import sources
-from kdcache.data.batch import BatchMapping, CallableMapping, Mapped, Selected
+from kdcache.data.batch import BatchMapping, Mapped
+from kdcache.data.selection import CallableMapping, Selected
 from kdcache.errors import KdcacheError, UsageError
 
 _TEMPERATURE = "temperature"

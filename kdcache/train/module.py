@@ -120,7 +120,7 @@ class StudentModule(pl.LightningModule):
             student.train()
         chosen = DEFAULT_LOSSES if losses is None else losses
         self.objective = Objective(losses=chosen, temperature=temperature, reduction=reduction)
-        self.mapping = parse_mapping(batch, "student")
+        self.mapping = parse_mapping(batch, "student").bound(student)
         self.record: dict[str, Any] = {}
         self.needs_scores = bool(validation)
         if head not in get_args(Head):
@@ -215,6 +215,8 @@ class StudentModule(pl.LightningModule):
             (given.batch, given.targets) if isinstance(given, JoinedBatch) else (given, None)
         )
         output = forward(self._hidden or self.student, self.mapping, user_batch)
+        if output.mapping.note != self.mapping.note and self.trainer.is_global_zero:
+            log.info("the student %s", output.mapping.note)
         self.mapping = output.mapping
         if targets is not None:
             check_positions(output, targets)

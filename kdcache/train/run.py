@@ -16,6 +16,7 @@ from torch import nn
 
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
+from kdcache.data.batch_section import parse_mapping
 from kdcache.data.vocabulary import find_tokenizer
 from kdcache.losses import Objective
 from kdcache.losses.evaluation import Reduction
@@ -143,8 +144,9 @@ def train_student(
     if seed is not None:
         pl.seed_everything(seed, workers=True, verbose=False)
     opened = open_cache(cache)
+    mapping = parse_mapping(batch, "student").bound(student)
     joining = Joining(
-        batch=batch,
+        batch=mapping,
         local_copy=None if local_copy is None else local_path(local_copy, "local_copy"),
         codecs=codecs,
         fingerprint=fingerprint,
@@ -156,7 +158,7 @@ def train_student(
         student,
         losses=losses,
         temperature=temperature,
-        batch=batch,
+        batch=mapping,
         reduction=reduction,
         optimizer=optimizer,
         scheduler=scheduler,

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcache.data.batch import BatchMapping, CallableMapping, Selected
+from kdcache.data.batch import BatchMapping
 from kdcache.data.batch_section import parse_mapping
 from kdcache.data.leaves import leaf
+from kdcache.data.selection import CallableMapping, Selected
 from kdcache.errors import DataError, UsageError
 
 X, Y, Z = torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.randn(3, 2)

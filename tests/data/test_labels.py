@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdcache.data.batch import Selected
 from kdcache.data.labels import target_labels
+from kdcache.data.selection import Selected
 from kdcache.targets import DenseTargets
 
 LABELS = torch.tensor([[1, 2, 3], [4, 5, 6]])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from kdcache import BatchMapping, CachedDataset
-from kdcache.data.batch import CallableMapping, Selected
+from kdcache.data.selection import CallableMapping, Selected
 from kdcache.errors import AlignmentError, DataError, UsageError
 from tests.data import toys
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from kdcache import BatchMapping
-from kdcache.data.batch import CallableMapping
 from kdcache.data.batch_section import parse_mapping
 from kdcache.data.forward import forward
 from kdcache.data.masks import next_tokens
+from kdcache.data.selection import CallableMapping
 from kdcache.errors import DataError, UsageError
 from tests.data.sequences import IGNORED, VOCABULARY, CausalNet, pad_right, sequences
 
