@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,28 @@ class DeferredLogits:
 
 Logits = Tensor | DeferredLogits
 
+OutputKind = Literal["logits", "log_probabilities", "probabilities"]
+"""What a model's rows over classes are: raw, or with one constant a row, or exponentiated."""
+
+# Sums of a row in half precision are off by half a percent, logarithms of small ones by more.
+_SUM_TOLERANCE, _LOG_TOLERANCE = 1e-2, 5e-2
+
+
+def kind_of(rows: Tensor) -> OutputKind:
+    """What rows over classes are, by their values; waits for their device.
+
+    Args:
+        rows: (P, C), any float dtype. One class, or no row, tells nothing: ``logits``.
+    """
+    if rows.shape[-1] < 2 or not len(rows):
+        return "logits"
+    rows = rows.detach().float()
+    if bool((rows >= 0).all()):
+        is_one = (rows.sum(dim=-1) - 1).abs() <= _SUM_TOLERANCE
+        return "probabilities" if bool(is_one.all()) else "logits"
+    is_none = rows.logsumexp(dim=-1).abs() <= _LOG_TOLERANCE
+    return "log_probabilities" if bool(is_none.all()) else "logits"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelOutput:
@@ -78,13 +100,20 @@ class ModelOutput:
     Attributes:
         logits: (B, ..., C) with the class axis last.
         losses: name -> scalar loss, or plain number, that the model itself returned under "loss".
+        chosen: where there were several values without names, which one the logits are, in words.
     """
 
     logits: Logits
     losses: Mapping[str, Tensor | float] = field(default_factory=dict)
+    chosen: str = ""
 
 
-def read_output(output: Any, class_dim: int = -1, num_classes: int | None = None) -> ModelOutput:
+def read_output(
+    output: Any,
+    class_dim: int = -1,
+    num_classes: int | None = None,
+    kind: OutputKind = "logits",
+) -> ModelOutput:
     """Find the logits and losses in what a model returned.
 
     Args:
@@ -93,15 +122,17 @@ def read_output(output: Any, class_dim: int = -1, num_classes: int | None = None
             or one scalar, taken as ``student_loss``); or an object with ``.logits``.
         class_dim: the class axis of the logits (1 for (B, C, H, W)).
         num_classes: how many of the classes count, where a vocabulary was padded; None: all.
+        kind: ``probabilities`` are taken the logarithm of; 0 becomes -inf, a class that is masked.
 
     Raises:
         DataError: no logits can be found, they have no such axis, or fewer classes.
     """
-    logits, losses = output, None
+    logits, losses, chosen = output, None, ""
     if isinstance(output, Mapping):
         logits, losses = output.get("logits"), output.get("loss")
     elif isinstance(output, tuple | list):
         logits = output[0] if output else None
+        chosen = _chosen(output) if len(output) > 1 else ""
     elif not isinstance(output, Logits):
         logits, losses = getattr(output, "logits", None), getattr(output, "loss", None)
     if not isinstance(logits, Logits):
@@ -120,7 +151,28 @@ def read_output(output: Any, class_dim: int = -1, num_classes: int | None = None
         losses = {}
     elif not isinstance(losses, Mapping):
         losses = {"student_loss": losses}
-    return ModelOutput(logits=_last(logits, class_dim, num_classes), losses=dict(losses))
+    if kind == "probabilities":
+        logits = _logarithm(logits)
+    return ModelOutput(
+        logits=_last(logits, class_dim, num_classes), losses=dict(losses), chosen=chosen
+    )
+
+
+def _chosen(output: tuple[Any, ...] | list[Any]) -> str:
+    first, *others = (
+        str(tuple(value.shape)) if isinstance(value, Logits) else type(value).__name__
+        for value in output
+    )
+    return f"the first of {len(output)} values, {first}; the others are {', '.join(others)}"
+
+
+def _logarithm(logits: Logits) -> Tensor:
+    if isinstance(logits, DeferredLogits):
+        raise DataError(
+            "hidden states with an output layer make logits; batch.output: probabilities is for "
+            "models that return probabilities themselves."
+        )
+    return logits.float().log()
 
 
 def _last(logits: Logits, class_dim: int, num_classes: int | None) -> Logits:

@@ -28,7 +28,7 @@ ORDER = (
     ("losses", "store"),
     ("codecs",),
     ("outputs", "targets", "weights"),
-    ("columns", "paths"),
+    ("chance", "columns", "paths"),
     ("errors", "version"),
 )
 
@@ -60,7 +60,7 @@ ONLY_IN: Mapping[str, set[str]] = {
 }
 
 # Importing torch takes seconds: ``kdcache --help`` and the readers of metadata do without.
-WITHOUT_TORCH = {"__main__", "cli", "store", "columns", "paths", "errors", "version"}
+WITHOUT_TORCH = {"__main__", "cli", "store", "chance", "columns", "paths", "errors", "version"}
 
 MAX_LINES = 400
 

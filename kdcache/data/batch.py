@@ -30,10 +30,16 @@ from kdcache.data.masks import (
     shifted_labels,
     with_ignored,
 )
-from kdcache.data.selection import CallableMapping, Selected, check_num_classes
+from kdcache.data.selection import (
+    CallableMapping,
+    Selected,
+    check_num_classes,
+    check_output_kind,
+)
 from kdcache.data.signature import DECODER, NO_MODEL, SHIFTED, Signature
 from kdcache.errors import UsageError
 from kdcache.losses.labels import IGNORE_INDEX
+from kdcache.outputs import OutputKind
 
 _INPUTS = "batch.inputs"
 
@@ -61,6 +67,9 @@ class BatchMapping:
         class_dim: the class axis of the logits; 1 for (B, C, H, W).
         num_classes: logits beyond this many classes are cut off, before any softmax: a vocabulary
             that was padded to a round number. None: all of them are classes.
+        ignore_index: the label that marks none, such as 255 of void pixels; -100 always does.
+        output: what the model returns: ``logits`` (log-probabilities are some, but for a constant
+            that raw distances see), or ``probabilities``, whose logarithm is taken.
     """
 
     inputs: tuple[Path, ...] | Mapping[str, Path] | Literal["all"] | None = None
@@ -71,6 +80,7 @@ class BatchMapping:
     class_dim: int = -1
     num_classes: int | None = None
     ignore_index: int | None = None
+    output: OutputKind = "logits"
     mask_inferred: bool = field(default=False, repr=False)
     left_out: tuple[str, ...] = field(default=(), repr=False, compare=False)
     signature: Signature | None = field(default=None, repr=False, compare=False)
@@ -107,6 +117,7 @@ class BatchMapping:
                 f"batch.ignore_index is the label that marks none, such as 255, not "
                 f"{self.ignore_index!r}."
             )
+        check_output_kind(self.output)
 
     def _check_masks(self) -> None:
         if not _is_flag(self.causal):
@@ -314,6 +325,8 @@ class BatchMapping:
                 text += f" {name}={getattr(self, name)}"
         if self.ignore_index not in (None, IGNORE_INDEX):
             text += f" ignore_index={self.ignore_index}"
+        if self.output != "logits":
+            text += f" output={self.output}"
         return text
 
 

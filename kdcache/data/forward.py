@@ -33,6 +33,7 @@ class FlatOutput:
         num_positions: (B,) int64.
         losses: the losses that the model returned itself.
         mapping: the batch mapping, with everything that was inferred filled in.
+        chosen: which of several returned values the logits are, in words; empty where one was.
         label_problem: why there are no labels although the batch has some; empty otherwise.
     """
 
@@ -42,6 +43,7 @@ class FlatOutput:
     num_positions: Tensor
     losses: Mapping[str, Tensor | float]
     mapping: Mapped
+    chosen: str = ""
     label_problem: str = ""
 
     @property
@@ -99,7 +101,7 @@ def forward(model: Callable[..., Any], mapping: Mapped, batch: Any) -> FlatOutpu
     mapping = mapping.bound(model).resolve(batch)
     selected = mapping.select(batch)
     returned = mapping.with_decoder_inputs(selected).call(model)
-    output = read_output(returned, mapping.class_dim, mapping.num_classes)
+    output = read_output(returned, mapping.class_dim, mapping.num_classes, mapping.output)
     shape = output.logits.shape[:-1]
     mapping, mask = mapping.fit_to(shape, selected)
     for path in mapping.output_masks:
@@ -113,6 +115,7 @@ def forward(model: Callable[..., Any], mapping: Mapped, batch: Any) -> FlatOutpu
         labels=labels,
         num_positions=num_positions,
         losses=output.losses,
+        chosen=output.chosen,
         mapping=mapping,
         label_problem=label_problem(selected.labels, shape) if labels is None else "",
     )

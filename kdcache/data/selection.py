@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from kdcache.errors import UsageError
+from kdcache.outputs import OutputKind
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,17 +56,20 @@ class CallableMapping:
         function: called with the batch.
         class_dim: the class axis of the logits.
         num_classes: logits beyond this many classes are cut off; None: all are classes.
+        output: what the model returns; see :class:`kdcache.data.batch.BatchMapping`.
     """
 
     function: Callable[[Any], Selected]
     class_dim: int = -1
     num_classes: int | None = None
+    output: OutputKind = "logits"
     mask_inferred: ClassVar[bool] = False
     output_masks: ClassVar[tuple[str, ...]] = ()
     note: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_num_classes(self.num_classes)
+        check_output_kind(self.output)
 
     def bound(self, model: Any) -> CallableMapping:  # noqa: ARG002
         """Nothing to ask a model for."""
@@ -110,7 +114,14 @@ class CallableMapping:
         function = self.function
         name = getattr(function, "__qualname__", type(function).__qualname__)
         cut = f" num_classes={self.num_classes}" if self.num_classes else ""
-        return f"{function.__module__}.{name} class_dim={self.class_dim}{cut}"
+        kind = f" output={self.output}" if self.output != "logits" else ""
+        return f"{function.__module__}.{name} class_dim={self.class_dim}{cut}{kind}"
+
+
+def check_output_kind(output: object) -> None:
+    """Raise UsageError unless it says what a model returns."""
+    if output not in ("logits", "probabilities"):
+        raise UsageError(f"batch.output is 'logits' or 'probabilities', not {output!r}.")
 
 
 def check_num_classes(num_classes: int | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
+from kdcache.chance import chance_remark
 from kdcache.codecs import Codec, DenseCodec
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
@@ -27,6 +29,8 @@ from kdcache.dump.ranks import joined, this_replica
 from kdcache.errors import UsageError
 from kdcache.paths import local_path
 from kdcache.store import Cache
+
+log = logging.getLogger(__name__)
 
 __all__ = ["DumpJob", "dump_teacher", "run_job"]
 
@@ -120,13 +124,24 @@ def dump_teacher(
         grace_s=grace_s,
         progress=progress,
     )
-    return run_job(
+    finished = run_job(
         functools.partial(dataclasses.replace, job),
         cache=job.cache,
         devices=devices,
         part=part,
         ranks_per_replica=ranks_per_replica,
     )
+    _warn_of_chance(finished, list(job.loaders))
+    return finished
+
+
+def _warn_of_chance(cache: Cache, splits: Sequence[str]) -> None:
+    """Say where a teacher cannot be told from one that guesses; ``inspect`` shows it as well."""
+    for view in (cache[split] for split in splits if split in cache):
+        statistics = (commit.statistics for commit in view.commits)
+        remark = chance_remark(statistics, view.manifest.num_classes, view.manifest.split)
+        if remark is not None:
+            log.warning("%s: %s", cache.path, remark)
 
 
 def _loaders(data: Any) -> dict[str, sources.Loader]:

@@ -22,6 +22,7 @@ from kdcache.data.collation import check_collate
 from kdcache.data.fingerprint import FingerprintSource
 from kdcache.data.forward import FlatOutput
 from kdcache.data.keys import INDEX, check_unique, is_stored
+from kdcache.data.output_kind import OUTPUT, check_output
 from kdcache.data.probes import check_repeatable
 from kdcache.dump.drift import NUM_SAMPLES, measure_drift, warning_text
 from kdcache.dump.encoding import check_rows, check_valid, encode, invalid_positions
@@ -99,7 +100,11 @@ def plan_split(
         AlignmentError: a random dataset or collate function, or one that reorders or drops.
     """
     numbers = range(len(data.first))
-    output = _probe(forward, data.batch, numbers)
+    output = forward(data.batch)
+    kind = check_output(output, "teacher")  # first: a logarithm of what is negative is NaN
+    _check(output, forward, data.batch, numbers)
+    if output.chosen:
+        log.info("the teacher's logits are %s", output.chosen)
     mapping = forward.mapping
     if mapping.note:
         log.info("split %r: the teacher %s", split, mapping.note)
@@ -143,6 +148,7 @@ def plan_split(
         pilot=_pilot(codec, forward, data) if pilot else {},
         created={
             "kdcache": __version__,
+            OUTPUT: kind,
             "numpy": np.__version__,
             "torch": torch.__version__,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -169,9 +175,13 @@ def _check_data(
 def _probe(forward: TeacherForward, batch: Any, samples: Sequence[int]) -> FlatOutput:
     """One forward pass, checked as every later one is."""
     output = forward(batch)
+    _check(output, forward, batch, samples)
+    return output
+
+
+def _check(output: FlatOutput, forward: TeacherForward, batch: Any, samples: Sequence[int]) -> None:
     check_rows(output, forward.mapping.select(batch), samples, output.logits.shape[-1])
     check_valid(invalid_positions(output.logits), output.num_positions, samples)
-    return output
 
 
 def _fitted(codec: Codec, forward: TeacherForward, data: SplitData) -> Codec:

@@ -90,10 +90,10 @@ class TeacherForward:
                 precision=precision,
                 plugins=LightningEnvironment(),  # SLURM's refuses what it need not care about here
             )
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # of a name, a device, a library that is not installed
             raise UsageError(
                 f"dump.accelerator {accelerator!r} with precision {precision!r} cannot be used "
-                f"here: {error}"
+                f"here: {' '.join(str(error).split())} Nothing was written."
             ) from error
         teacher.eval().requires_grad_(False)
         parameters = list(teacher.parameters())

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from kdcache.chance import chance_remark
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS
 from kdcache.store import Cache, View, open_cache
 from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER
@@ -40,7 +41,10 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
         "path": str(cache.path),
         "bytes": _shared_bytes(cache) + sum(split["bytes"] for split in splits.values()),
         "splits": splits,
-        "remarks": [line for name in cache for line in _memorised(cache, name)],
+        "remarks": [
+            *(line for name in cache for line in _no_better_than_chance(cache[name])),
+            *(line for name in cache for line in _memorised(cache, name)),
+        ],
     }
 
 
@@ -87,6 +91,12 @@ def _split(view: View) -> dict[str, Any]:
         "identity": dict(manifest.identity),
         "created": dict(manifest.created),
     }
+
+
+def _no_better_than_chance(view: View) -> list[str]:
+    statistics = (commit.statistics for commit in view.commits)
+    line = chance_remark(statistics, view.manifest.num_classes, view.manifest.split)
+    return [] if line is None else [line]
 
 
 def _memorised(cache: Cache, split: str) -> list[str]:

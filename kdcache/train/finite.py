@@ -15,6 +15,14 @@ from torch import Tensor, nn
 
 from kdcache.errors import DataError
 
+_REVERSE_KL = "reverse_kl"
+_REVERSE_KL_UNDEFINED = (
+    "reverse_kl, KL(student || teacher), is infinite where the teacher gives a class no "
+    "probability (a mask of -inf, or a probability of 0) and the student gives it some: it is "
+    "undefined there, at any learning rate. kd_loss, jensen_shannon and total_variation are "
+    "finite there; or let the student mask the same classes."
+)
+
 # Notes are read together after as many, however rarely anything is logged.
 _MAX_NOTES = 100
 
@@ -87,6 +95,12 @@ def check_weights(student: nn.Module) -> None:
         )
 
 
+def _is_undefined(note: Note) -> bool:
+    """Whether reverse KL alone is infinite: the teacher gives a class no probability at all."""
+    bad = {name for name, value in note.losses.items() if not bool(value.isfinite())}
+    return bad == {_REVERSE_KL} and bool(note.losses[_REVERSE_KL].isposinf())
+
+
 def non_finite_error(note: Note | None, precision: object) -> DataError:
     """What happened, and what helps.
 
@@ -95,6 +109,8 @@ def non_finite_error(note: Note | None, precision: object) -> DataError:
         precision: the Trainer's.
     """
     what = "not finite on another process, whose message says more" if note is None else str(note)
+    if note is not None and _is_undefined(note):
+        return DataError(f"the objective is {what}. No student was saved. {_REVERSE_KL_UNDEFINED}")
     text = (
         f"the objective is {what}. No student was saved. Where losses grew before, a lower "
         "learning rate or trainer.gradient_clip_val helps; in the first steps, look for NaN in "

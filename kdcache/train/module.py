@@ -19,6 +19,7 @@ from kdcache.data.batch_section import parse_mapping
 from kdcache.data.forward import FlatOutput, forward
 from kdcache.data.join import JoinedBatch
 from kdcache.data.order import EpochOrder
+from kdcache.data.output_kind import look_at_student
 from kdcache.errors import UsageError, suggest
 from kdcache.losses import LossSum, Objective
 from kdcache.losses.evaluation import Reduction, is_per_sample
@@ -38,6 +39,7 @@ from kdcache.train.record import describe_optimizer, describe_scheduler
 from kdcache.train.resume import PLATEAU_RESUMED, RECORD, StepParts, aligned_progress, check_same
 from kdcache.train.schedules import MakeScheduler, Schedule, for_lightning
 from kdcache.train.step_counts import StepCounter, num_parts
+from kdcache.train.trainer_options import check_precision
 from kdcache.train.validation import Names, Validation
 from kdcache.train.windows import WindowBatch, WindowLoader, Windows, check_sampler
 from kdcache.weights import plain_state, state_for
@@ -135,6 +137,7 @@ class StudentModule(pl.LightningModule):
         self._monitor = monitor
         self._grad_norm = check_norm(grad_norm)
         self._scored: object = None
+        self._has_looked = False
         self._make_optimizer = optimizer_maker(optimizer, learning_rate)
         self.learning_rate = self._given_rate = self._made_with = learning_rate
         self._schedule = Schedule.of(scheduler)
@@ -199,13 +202,7 @@ class StudentModule(pl.LightningModule):
             self._order.seeded(self.trainer.strategy.broadcast(torch.initial_seed()))
         elif self.trainer.world_size > 1 and self._loader is not None:
             check_sampler(self._loader)
-        precision = str(self.trainer.precision)
-        if precision.endswith("-true") and precision != "32-true":
-            raise UsageError(
-                f"trainer.precision {precision} would round the teacher's targets with the batch. "
-                "Leave it out and give the student in that precision (student.bfloat16(), "
-                "student.double()), or use bf16-mixed."
-            )
+        check_precision(str(self.trainer.precision))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The objective on one batch: a scalar with a graph, 0 where no position is valid."""
@@ -218,6 +215,7 @@ class StudentModule(pl.LightningModule):
         if output.mapping.note != self.mapping.note and self.trainer.is_global_zero:
             log.info("the student %s", output.mapping.note)
         self.mapping = output.mapping
+        self._has_looked = self._has_looked or look_at_student(output)
         if targets is not None:
             check_positions(output, targets)
         evaluation = self.objective.evaluate(

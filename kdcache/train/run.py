@@ -17,6 +17,7 @@ from torch import nn
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.batch_section import parse_mapping
+from kdcache.data.output_kind import warn_of_constants
 from kdcache.data.vocabulary import find_tokenizer
 from kdcache.losses import Objective
 from kdcache.losses.evaluation import Reduction
@@ -154,6 +155,7 @@ def train_student(
     )
     joined = join_data(data, opened, joining, class_names)
     objective.check_codec(joined.train.codec)
+    warn_of_constants(objective.losses, joined.train.view.manifest.created)
     module = StudentModule(
         student,
         losses=losses,

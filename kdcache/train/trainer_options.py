@@ -69,3 +69,13 @@ def make_trainer(settings: Mapping[str, Any], options: Mapping[str, Any]) -> pl.
     # fast_dev_run and overfit_batches limit it as well; ours are names of whole sets.
     trainer.limit_val_batches = 1.0
     return trainer
+
+
+def check_precision(precision: str) -> None:
+    """Raise UsageError for a precision in which Lightning would convert the batch, targets too."""
+    if precision.endswith("-true") and precision != "32-true":
+        raise UsageError(
+            f"trainer.precision {precision} would round the teacher's targets with the batch. "
+            "Leave it out and give the student in that precision (student.bfloat16(), "
+            "student.double()), or use bf16-mixed."
+        )
