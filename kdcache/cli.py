@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except KdcacheError as error:
         return _report(error, paragraph(error), error.exit_code, debug=debug)
-    except KeyboardInterrupt:
-        print("interrupted; what was finished stays", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted; what was finished stays", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

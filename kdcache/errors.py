@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class KdcacheError(Exception):
@@ -65,7 +66,19 @@ class PreemptedError(KdcacheError):
     exit_code = 75
 
 
-class TerminatedError(PreemptedError):
+class EndedTraining:
+    """What an exception that ended a training says besides: what there is to go on with.
+
+    Attributes:
+        story: the message without the way to go on.
+        resume: the run's folder, or a checkpoint; None where the same call begins anew.
+    """
+
+    story: str = ""
+    resume: Path | None = None
+
+
+class TerminatedError(EndedTraining, PreemptedError):
     """SIGTERM ended a training: checkpoints stay, but the same command would begin anew.
 
     So not 75, which promises that it goes on, but what a shell says of a process that SIGTERM
@@ -75,8 +88,14 @@ class TerminatedError(PreemptedError):
     exit_code = 143
 
 
-class ProcessLostError(KdcacheError):
+class ProcessLostError(EndedTraining, KdcacheError):
     """Another process of the same training ended, and this one would wait for it for ever."""
+
+
+class TrainingInterrupt(EndedTraining, KeyboardInterrupt):
+    """Ctrl-C ended a training. No KdcacheError: like any KeyboardInterrupt it is no failure."""
+
+    exit_code = 130
 
 
 class UnsupportedTargetsError(UsageError):

@@ -122,7 +122,7 @@ class StudentExperiment:
         trainer: arguments of Lightning's Trainer, such as max_epochs, devices, precision.
         output: a new or empty folder; numbered beside the cache if null.
         resume: a checkpoint of an earlier run, or its folder, to go on from; in that folder where
-            output is null and the run did not end.
+            the run did not end, and output is null or that folder.
         local_copy: folder of the local copy of the cache; the machine's default if null.
         allow_mismatch: train although samples differ from what the teacher saw.
         seed: of everything random, the student's first weights included.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,13 @@ from kdcache.config import (
     resolved_annotations,
     to_yaml,
 )
-from kdcache.errors import TerminatedError, UsageError, suggest
+from kdcache.errors import (
+    ProcessLostError,
+    TerminatedError,
+    TrainingInterrupt,
+    UsageError,
+    suggest,
+)
 from kdcache.experiment import StudentExperiment
 from kdcache.store import open_cache
 from kdcache.tracking import Tracking
@@ -33,6 +40,8 @@ if TYPE_CHECKING:
     from kdcache.train.optimizers import MakeOptimizer
     from kdcache.train.schedules import Schedule
 
+Ended = TerminatedError | TrainingInterrupt | ProcessLostError
+
 _MAX_SEED = 2**32 - 1
 
 
@@ -42,14 +51,14 @@ def run(arguments: Sequence[str]) -> int:
     if experiment is None:
         return 0
     open_cache(experiment.cache)  # a missing cache is said before anything heavy is imported
-    finished = _train(experiment)
+    finished = _train(experiment, arguments)
     if finished is not None:
         print(run_text(finished, shutil.get_terminal_size().columns))
     return 0
 
 
-def _train(experiment: StudentExperiment) -> StudentRun | None:
-    """The run; None in the processes that only help the first one, which also tells of SIGTERM."""
+def _train(experiment: StudentExperiment, arguments: Sequence[str]) -> StudentRun | None:
+    """The run; None in the processes that only help the first one, which also tells of signals."""
     import pytorch_lightning as pl
     from pytorch_lightning.utilities import rank_zero_only
 
@@ -92,11 +101,27 @@ def _train(experiment: StudentExperiment) -> StudentRun | None:
     )
     try:
         finished = train()
-    except TerminatedError as error:
-        if rank_zero_only.rank:
+    except (TerminatedError, TrainingInterrupt, ProcessLostError) as error:
+        if rank_zero_only.rank and not isinstance(error, ProcessLostError):
             raise SystemExit(error.exit_code) from None
-        raise
+        raise _told_with_command(error, arguments) from error
     return finished if rank_zero_only.rank == 0 else None
+
+
+def _told_with_command(error: Ended, arguments: Sequence[str]) -> Ended:
+    """The same error, with the command that goes on."""
+    from kdcache.train.endings import command_way_on
+
+    if not error.story:  # of a process that only helps
+        return error
+    words = list(arguments)
+    while "--resume" in words:
+        at = words.index("--resume")
+        del words[at : at + 2]
+    words = [word for word in words if not word.startswith("--resume=")]
+    words += [] if error.resume is None else ["--resume", str(error.resume)]
+    command = shlex.join(["kdcache", "train-student", *words])
+    return type(error)(f"{error.story} {command_way_on(error.resume, command)}")
 
 
 def _optimizer(section: Mapping[str, Any] | None) -> MakeOptimizer | None:

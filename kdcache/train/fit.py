@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import atexit
-import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import BatchSizeFinder, Callback, LearningRateFinder
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from kdcache.errors import ProcessLostError, TerminatedError, UsageError
+from kdcache.errors import UsageError
 from kdcache.tracking import Tracking
 from kdcache.tracking.callbacks import tracking_callbacks
 from kdcache.tracking.loggers import experiments, make_loggers
 from kdcache.train.checkpoints import checkpoints, last_checkpoint
+from kdcache.train.endings import WayOn, ended_as_ours
 from kdcache.train.module import StudentModule
 from kdcache.train.resume import Resumption
 from kdcache.train.silence import quiet_lightning
@@ -74,7 +71,8 @@ def fit(
     Raises:
         UsageError: Lightning refuses an argument of the Trainer.
         TerminatedError: SIGTERM came.
-        KeyboardInterrupt: as it was; Lightning would end the process.
+        TrainingInterrupt: Ctrl-C came, a KeyboardInterrupt; Lightning would end the process.
+        ProcessLostError: another rank ended.
     """
     tracking = tracking or Tracking()
     step = 0 if resume is None else resume.step
@@ -96,9 +94,10 @@ def fit(
     settings["callbacks"] = [*given, *tracked, termination, *kept]
     with quiet_lightning():
         trainer = make_trainer(settings, options)
-        ended = _ended_as_ours(trainer, termination, last_checkpoint(folder))
+        at = None if resume is None else resume.checkpoint
+        way_on = WayOn(folder=folder, is_kept=bool(kept), resumed=at)
+        ended = ended_as_ours(trainer, termination, way_on)
         with experiments(trainer.loggers), ended:
-            at = None if resume is None else resume.checkpoint
             trainer.fit(module, train_dataloaders=loader, ckpt_path=at, weights_only=True)
             if trainer.world_size > 1:
                 atexit.register(_leave_group)
@@ -116,39 +115,6 @@ def _leave_group() -> None:
     """At the process's end: threads of a group that is still there then abort it now and then."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-@contextmanager
-def _ended_as_ours(trainer: pl.Trainer, termination: Termination, last: Path) -> Iterator[None]:
-    """Errors of ours, or Python's own, where Lightning ends the process."""
-    try:
-        with termination.listening(trainer):
-            yield
-    except SIGTERMException:
-        raise _terminated(trainer, last) from None
-    except SystemExit as exit_:
-        if not isinstance(exit_.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it now
-        raise KeyboardInterrupt from exit_
-    except (MisconfigurationException, ValueError) as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, ValueError) and not text.startswith("`val_check_interval`"):
-            raise  # somebody else's
-        raise UsageError(f"Lightning refuses to train like that. It says: {text}") from error
-    except (RuntimeError, ProcessLostError):
-        # A scheduler may signal loaders' workers and other ranks too: that they died is no news.
-        if termination.requested:
-            raise _terminated(trainer, last) from None
-        raise
-
-
-def _terminated(trainer: pl.Trainer, last: Path) -> TerminatedError:
-    rest = f"Go on with resume: {last}" if last.exists() else "There was no checkpoint yet"
-    return TerminatedError(
-        f"terminated by SIGTERM in epoch {trainer.current_epoch} (from 0), after "
-        f"{trainer.global_step} steps. No student was saved. {rest}."
-    )
 
 
 def _callbacks(given: Any) -> list[Callback]:

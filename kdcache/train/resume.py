@@ -94,6 +94,12 @@ class Resumption:
         is_run = folder.name == CHECKPOINTS_FOLDER and not (folder.parent / RECORD_FILE).exists()
         return folder.parent if is_run else None
 
+    def own_folder(self, output: Path | None) -> Path | None:
+        """That folder, where it is to go on there: no other output was asked for."""
+        folder = self.folder
+        is_meant = folder is not None and (output is None or output.resolve() == folder.resolve())
+        return folder if is_meant else None
+
     def check(self, record: Mapping[str, Any]) -> None:
         """Hold the run that wrote the checkpoint against the one that goes on.
 

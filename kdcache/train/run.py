@@ -117,10 +117,11 @@ def train_student(
         monitor: what tells the best checkpoints: ``train_<loss>``, or
             ``<set>_inference_result``; the first set's if None.
         resume: a checkpoint of an earlier run, or that run's folder: training goes on from there;
-            in its folder, where that run did not end, and ``output`` is None. It ends with the
-            weights of an uninterrupted training on a CPU, where the loader shuffles all samples or
-            none; other samplers, and streams, begin the epoch in hand again. Not quite, and said
-            so: from a checkpoint within an accumulated step, and with ReduceLROnPlateau.
+            in its folder, where that run did not end, and ``output`` is None or that folder. It
+            ends with the weights of an uninterrupted training on a CPU, where the loader shuffles
+            all samples or none; other samplers, and streams, begin the epoch in hand again. Not
+            quite, and said so: from a checkpoint within an accumulated step, and with
+            ReduceLROnPlateau.
         experiment: text of an experiment file that says all this, kept as ``experiment.yaml``.
 
     Returns:
@@ -130,6 +131,8 @@ def train_student(
     Raises:
         DataError: the objective or the student is no longer finite; no student is saved.
         TerminatedError: SIGTERM came; checkpoints stay.
+        TrainingInterrupt: Ctrl-C came, a KeyboardInterrupt; checkpoints stay.
+        ProcessLostError: another process of the training ended; checkpoints stay.
         KdcacheError: see ``kdcache.errors``; nothing is overwritten.
     """
     options = dict(trainer or {})
@@ -211,7 +214,7 @@ def train_student(
     )
     if rank_zero_only.rank:  # this process helps the first one, which claims the folder
         return training(Path())
-    folder = None if output is not None or resumption is None else resumption.folder
+    folder = None if resumption is None else resumption.own_folder(chosen)
     folder = folder or claim_output(chosen, opened.path)
     with released_on_failure(folder):
         if experiment is not None:

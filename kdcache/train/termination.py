@@ -61,8 +61,7 @@ class Termination(Callback):
         try:
             yield
         except SIGTERMException:
-            if trainer.strategy.launcher is not None:
-                _end_processes_of(trainer.strategy.launcher)
+            end_processes_of(trainer.strategy.launcher)
             raise
         else:
             if self.requested and not callable(previous):
@@ -127,11 +126,16 @@ class Termination(Callback):
             raise SIGTERMException
 
 
-def _end_processes_of(launcher: Any) -> None:
+def end_processes_of(launcher: Any) -> None:
     """Kill what a launcher of Lightning's has started, and not be killed for it.
 
     Its observer ends this process as well where one of them has ended with an error.
+
+    Args:
+        launcher: of a strategy; None where nothing was launched.
     """
+    if launcher is None:
+        return
     for thread in threading.enumerate():
         if thread.name == "child-process-observer":
             thread._child_processes = []  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 
@@ -67,9 +68,46 @@ def test_an_error_below_the_users_code_names_the_users_line(here, capsys):
 
 def test_an_interrupt_ends_with_130(here, capsys):
     code, _, text = call(capsys, "--student.class_path", "user_module.Interrupted")
-    assert (code, text) == (130, "interrupted; what was finished stays\n")
+    assert code == 130
+    assert text == (
+        "interrupted in epoch 0 (from 0), after 0 steps. No student was saved. There was no "
+        "checkpoint yet. The same command begins anew.\n"
+    )
     assert not list(here.glob("runs/students/*"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_command_that_is_told_goes_on(here, capsys, monkeypatch):
+    """Whatever the first one was: its own output, several files, a checkpoint before."""
+    words = ["--student.class_path", "user_module.InterruptedLater", "--trainer.max_epochs", "3"]
+    code, _, text = call(capsys, *words, "--output", "runs/a folder", "--seed=5")
+    assert code == 130
+    said, command = text.strip().split(" Go on with: ")
+    assert said.endswith("after 6 steps. No student was saved. Its last checkpoint is of step 4.")
+    name, *told = shlex.split(command)
+    assert name == "kdcache"
+    monkeypatch.setenv("UNINTERRUPTED", "1")
+    assert main(told) == 0
+    assert "runs/a folder/student.safetensors" in capsys.readouterr().out
+    whole = call(capsys, *words, "--seed=5")
+    assert whole[0] == 0
+    weights = "student.safetensors"
+    found = (here / "runs/a folder" / weights).read_bytes()
+    assert found == (here / "runs/students/run-0001" / weights).read_bytes()
+
+
+def test_a_resumed_training_without_a_checkpoint_of_its_own(here, capsys, monkeypatch):
+    """It goes on from the same one again, which is said once."""
+    words = ["--student.class_path", "user_module.InterruptedLater", "--trainer.max_epochs", "3"]
+    assert call(capsys, *words, "--output", "runs/x")[0] == 130
+    monkeypatch.setenv("INTERRUPTED_AT", "1")
+    last = "runs/x/checkpoints/last.ckpt"
+    for given in (["--resume", last], [f"--resume={last}"]):
+        code, _, text = call(capsys, *words, "--output", "runs/y", *given)
+        assert code == 130
+        assert "There was no checkpoint yet. Go on with: kdcache train-student -c" in text
+        assert text.endswith(f" --output runs/y --resume {last}\n")
+        assert text.count("--resume") == 1
 
 
 def test_components_of_the_trainer_are_built(here, capsys):
@@ -163,7 +201,9 @@ def test_sigterm_ends_with_143_and_one_line(here, capsys):
     assert (code, out) == (143, "")
     assert text == (
         "TerminatedError: terminated by SIGTERM in epoch 1 (from 0), after 6 steps. No student was "
-        "saved. Go on with resume: runs/x/checkpoints/last.ckpt.\n"
+        "saved. Its last checkpoint is of step 6. Go on with: kdcache train-student -c "
+        "experiment.yaml --student.class_path user_module.Terminated --trainer.max_epochs 9 "
+        "--output runs/x --resume runs/x\n"
     )
     assert not Path("runs/x/student.safetensors").exists()
 

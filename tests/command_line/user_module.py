@@ -64,6 +64,21 @@ class Interrupted(Net):
         raise KeyboardInterrupt
 
 
+class InterruptedLater(Net):
+    """Like Ctrl-C in a training step, where the environment does not say otherwise."""
+
+    def __init__(self, width: int = 5):
+        super().__init__(width)
+        self.steps = 0
+
+    def forward(self, inputs):
+        self.steps += self.training
+        at = int(os.environ.get("INTERRUPTED_AT", "7"))
+        if self.steps == at and "UNINTERRUPTED" not in os.environ:
+            raise KeyboardInterrupt
+        return super().forward(inputs)
+
+
 class Terminated(Net):
     """Sends SIGTERM to its process in training step 6, as a scheduler might."""
 

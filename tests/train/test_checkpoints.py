@@ -18,7 +18,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 import kdcache
-from kdcache.errors import UsageError
+from kdcache.errors import TrainingInterrupt, UsageError
 from kdcache.train.fit import fit
 from tests.train import small
 
@@ -333,8 +333,11 @@ def test_lightning_says_nothing_of_its_own(train, caplog):
 
 
 class Interrupting(Callback):
+    def __init__(self, step=2):
+        self.step = step
+
     def on_train_batch_end(self, trainer, *rest):
-        if trainer.global_step == 2:
+        if trainer.global_step == self.step:
             raise KeyboardInterrupt
 
 
@@ -342,6 +345,26 @@ def test_an_interrupt_stays_one(cache, tmp_path):
     """Lightning would end the process with code 1, and ignore the next one."""
     module = kdcache.StudentModule(small.net(1))
     options = {"callbacks": [Interrupting()], "accelerator": "cpu"}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"after 2 steps.*no checkpoint yet\. The same call"
+    ):
         fit(module, small.joined_loader(cache), Path(tmp_path), options, progress=False)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_interrupt_says_what_to_go_on_with(train, tmp_path, own):
+    """In the run's folder, also where it is named as the output again."""
+    with pytest.raises(TrainingInterrupt, match="Its last checkpoint is of step 6") as caught:
+        train(trainer={"max_epochs": 2, "callbacks": [Interrupting(9)]})
+    assert str(caught.value).endswith(f'Go on with resume="{tmp_path / "run"}".')
+    assert caught.value.resume == tmp_path / "run"
+    output = {"output": tmp_path / "run"} if own else {"output": None}
+    run = train(trainer={"max_epochs": 2}, resume=caught.value.resume, **output)
+    assert (run.output, run.steps) == (tmp_path / "run", 12)
+
+
+def test_without_checkpoints_nothing_is_promised(train):
+    trainer = {"callbacks": [Interrupting(9)], "enable_checkpointing": False, "max_epochs": 2}
+    with pytest.raises(TrainingInterrupt, match=r"enable_checkpointing\)\. The same call begins"):
+        train(trainer=trainer)

@@ -137,7 +137,7 @@ def test_a_terminated_training_goes_on_in_its_own_folder(cache, tmp_path):
     options = settings(tmp_path / "run", accumulate_grad_batches=2)
     try:
         options["trainer"]["callbacks"] = [Terminate(batch=6)]
-        with pytest.raises(TerminatedError, match=r"after 4 steps.*Go on with resume"):
+        with pytest.raises(TerminatedError, match=r"after 4 steps.*Go on with resume="):
             kdcache.train_student(student(), data, cache.path, **options)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -172,7 +172,7 @@ def test_a_training_terminated_in_a_validation_loses_nothing(cache, tmp_path, ep
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     options["trainer"]["callbacks"] = [TerminateInValidation(epoch)]
     try:
-        with pytest.raises(TerminatedError, match=r"Go on with resume"):
+        with pytest.raises(TerminatedError, match=r"Go on with resume="):
             kdcache.train_student(student(), data, cache.path, **options)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -46,7 +46,7 @@ def test_checkpoints_stay_and_no_student_is_saved(train, tmp_path):
     run = tmp_path / "run"
     assert str(caught.value) == (
         "terminated by SIGTERM in epoch 1 (from 0), after 8 steps. No student was saved. "
-        f"Go on with resume: {run / 'checkpoints' / 'last.ckpt'}."
+        f'Its last checkpoint is of step 8. Go on with resume="{run}".'
     )
     assert (run / "checkpoints" / "last.ckpt").exists()
     assert (run / "experiment.yaml").exists()

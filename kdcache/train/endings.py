@@ -1,0 +1,123 @@
+"""How a training ends before its end: as an error of ours, or Python's own, with the way to go on.
+
+Lightning ends the process instead, or lets exceptions of its own through.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from kdcache.errors import (
+    KdcacheError,
+    ProcessLostError,
+    TerminatedError,
+    TrainingInterrupt,
+    UsageError,
+)
+from kdcache.train.checkpoints import last_checkpoint
+from kdcache.train.lost_ranks import RankWatch
+from kdcache.train.resume import Resumption
+from kdcache.train.termination import Termination, end_processes_of
+
+E = TypeVar("E", TerminatedError, ProcessLostError, TrainingInterrupt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WayOn:
+    """What there is to go on with, when a training ends before its end.
+
+    Attributes:
+        folder: of the run.
+        is_kept: whether checkpoints are kept there.
+        resumed: the checkpoint with which this training went on itself.
+    """
+
+    folder: Path
+    is_kept: bool
+    resumed: Path | None = None
+
+    def find(self) -> tuple[Path | None, str]:
+        """(what ``resume`` takes, what to say of it)."""
+        last = last_checkpoint(self.folder)
+        if last.exists():
+            return self.folder, f"Its last checkpoint is of step {_step(last)}."
+        if not self.is_kept:
+            return self.resumed, "No checkpoints were kept (trainer.enable_checkpointing)."
+        return self.resumed, "There was no checkpoint yet."
+
+
+def _step(checkpoint: Path) -> int | str:
+    try:
+        return Resumption.of(checkpoint).step
+    except KdcacheError:  # a disk that is full, most likely
+        return "? (it cannot be read)"
+
+
+@contextmanager
+def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) -> Iterator[None]:
+    """Around all that a Trainer does.
+
+    Raises:
+        TerminatedError, TrainingInterrupt, ProcessLostError: see ``kdcache.errors``.
+        UsageError: Lightning refuses to train like that.
+    """
+
+    def ended(kind: type[E], why: str, more: str = "") -> E:
+        at = f"in epoch {trainer.current_epoch} (from 0), after {trainer.global_step} steps"
+        story = f"{why} {at}. {more}No student was saved."
+        if trainer.global_rank:  # the run's folder is the first one's
+            return kind(f"{story} Checkpoints, if there were any, are in the run's folder.")
+        resume, said = way_on.find()
+        error = kind(f"{story} {said} {python_way_on(resume)}")
+        error.story, error.resume = f"{story} {said}", resume
+        return error
+
+    try:
+        with RankWatch() as watch, termination.listening(trainer):
+            yield
+    except SIGTERMException:
+        raise ended(TerminatedError, "terminated by SIGTERM") from None
+    except SystemExit as exit_:
+        if not isinstance(exit_.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it now
+        end_processes_of(trainer.strategy.launcher)
+        raise ended(TrainingInterrupt, "interrupted") from exit_
+    except (MisconfigurationException, ValueError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, ValueError) and not text.startswith("`val_check_interval`"):
+            raise  # somebody else's
+        raise UsageError(f"Lightning refuses to train like that. It says: {text}") from error
+    except (RuntimeError, ProcessLostError) as error:
+        # A scheduler may signal loaders' workers and other ranks too: that they died is no news.
+        if termination.requested:
+            raise ended(TerminatedError, "terminated by SIGTERM") from None
+        lost = watch.who_was_lost(trainer, error)
+        if lost is None:
+            raise
+        end_processes_of(trainer.strategy.launcher)
+        why = f"process {trainer.global_rank} of {trainer.world_size} lost contact"
+        raise ended(ProcessLostError, why, f"{lost.text} ") from lost.cause
+
+
+def python_way_on(resume: Path | None) -> str:
+    """How to go on from Python."""
+    if resume is None:
+        return "The same call begins anew."
+    return f'Go on with resume="{resume}".'
+
+
+def command_way_on(resume: Path | None, command: str) -> str:
+    """How to go on from the command line."""
+    if resume is None:
+        return "The same command begins anew."
+    return f"Go on with: {command}"
