@@ -8,15 +8,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import re
 import sys
-import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdcache.errors import KdcacheError, UsageError, paragraph, suggest
+from kdcache.errors import KdcacheError, UsageError, origin, paragraph, suggest
 from kdcache.version import __version__
 
 COMMANDS = {
@@ -32,7 +30,6 @@ COMMANDS = {
     "clean": ("kdcache.commands.clean", "list or remove what interrupted dumps left behind"),
 }
 _INTERRUPTED = 130
-_WORKER_FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 
 def usage() -> str:
@@ -82,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         text = (
-            f"{paragraph(error)} (at {_origin(error)}). This is not an error that kdcache expects; "
+            f"{paragraph(error)} (at {origin(error)}). This is not an error that kdcache expects; "
             "--debug shows the traceback."
         )
         return _report(error, text, 1, debug=debug)
@@ -103,19 +100,6 @@ def _dispatch(arguments: list[str]) -> int:
     if here not in sys.path:
         sys.path.insert(0, here)
     return int(importlib.import_module(COMMANDS[name][0]).run(rest))
-
-
-def _origin(error: BaseException) -> str:
-    """File and line of the innermost frame that is nobody's library: the user's, or ours."""
-    frames = [(f.filename, str(f.lineno)) for f in traceback.extract_tb(error.__traceback__)]
-    frames += _WORKER_FRAME.findall(str(error))
-    library = sysconfig.get_paths()["stdlib"]
-    own = [
-        frame
-        for frame in frames
-        if not frame[0].startswith((library, "<")) and "site-packages" not in frame[0]
-    ]
-    return ":".join((own or frames)[-1])
 
 
 def _report(error: BaseException, text: str, code: int, *, debug: bool) -> int:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
+
+_WORKER_FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 
 class KdcacheError(Exception):
@@ -54,6 +58,10 @@ class AlignmentError(KdcacheError):
 
 class DataError(KdcacheError):
     """A value in the data or in a model's output that no training should use."""
+
+
+class SampleError(DataError):
+    """A sample that the user's dataset, or collate function, does not give; names it."""
 
 
 class PreemptedError(KdcacheError):
@@ -112,6 +120,25 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """``Did you mean 'x'? Known: ...`` for an unknown name; the nearest known one comes first."""
     names = sorted(known)
     return f"{nearest(name, names)}Known: {', '.join(names) if names else 'none'}."
+
+
+def origin(error: BaseException, *, skip: int = 0) -> str:
+    """File and line of the innermost frame that is nobody's library: the user's, or ours.
+
+    Args:
+        error: that was caught.
+        skip: outermost frames that are not looked at.
+    """
+    raised = traceback.extract_tb(error.__traceback__)
+    frames = [(frame.filename, str(frame.lineno)) for frame in raised[skip:] or raised]
+    frames += _WORKER_FRAME.findall(str(error))
+    library = sysconfig.get_paths()["stdlib"]
+    own = [
+        frame
+        for frame in frames
+        if not frame[0].startswith((library, "<")) and "site-packages" not in frame[0]
+    ]
+    return ":".join((own or frames)[-1])
 
 
 def paragraph(error: BaseException) -> str:

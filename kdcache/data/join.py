@@ -197,7 +197,8 @@ class Join(ABC):
                 rows do not follow their samples.
             DataError: a label is no class; names the sample.
         """
-        batch = self.user_collate(joined.samples)
+        split = self.view.manifest.split
+        batch = sources.collated(self.user_collate, joined.samples, joined.indices, split)
         targets = self.targets(joined.columns)
         mapping = self.mapping.resolve(batch)
         selected = mapping.select(batch)
@@ -262,7 +263,8 @@ class CachedDataset(Join, Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> JoinedSamples:
         """Fetch, check and join samples in one step (PyTorch's batched fetch)."""
-        return self.join(indices, sources.fetch(self.dataset, indices))
+        split = self.view.manifest.split
+        return self.join(indices, sources.fetch(self.dataset, indices, split))
 
     def __getitem__(self, index: int) -> JoinedBatch:
         """One sample and its targets, without collation."""

@@ -5,13 +5,14 @@ Duck-typed on purpose: DataModules of either Lightning package, or any object wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset
 
-from kdcache.errors import AlignmentError, DataError, UsageError
+from kdcache.data.unreadable import broken_off, raises, uncollated, unreadable
+from kdcache.errors import AlignmentError, DataError, KdcacheError, UsageError
 
 TRAIN = "train"
 VALIDATION = "val"
@@ -188,18 +189,78 @@ def with_dataset(
     return DataLoader(dataset, collate_fn=collate_fn, **options)
 
 
-def fetch(dataset: Any, indices: Sequence[int]) -> list[Any]:
+def fetch(dataset: Any, indices: Sequence[int], split: str = "") -> list[Any]:
     """Samples of a map-style dataset, by its own batched fetch where it has one.
 
+    Args:
+        dataset: the user's.
+        indices: which samples.
+        split: that they are of, for errors.
+
     Raises:
+        SampleError: the dataset raised; names the sample.
         AlignmentError: it returned another number of samples.
     """
+    samples: list[Any] = []
     if not hasattr(dataset, "__getitems__"):
-        return [dataset[index] for index in indices]
-    samples = list(dataset.__getitems__(list(indices)))
+        try:
+            for index in indices:
+                samples.append(dataset[index])
+        except KdcacheError:
+            raise
+        except Exception as error:
+            raise unreadable(error, dataset, [indices[len(samples)]], split) from error
+        return samples
+    try:
+        samples = list(dataset.__getitems__(list(indices)))
+    except KdcacheError:
+        raise
+    except Exception as error:
+        wrong = (n for n in indices if raises(dataset.__getitems__, [n]))
+        found = next(([n] for n in wrong), indices)
+        raise unreadable(error, dataset, found, split) from error
     if len(samples) != len(indices):
         raise AlignmentError(
             f"{type(dataset).__name__}.__getitems__ returned {len(samples)} samples when asked for "
             f"{len(indices)}. Targets cannot be paired with them."
         )
     return samples
+
+
+def in_turn(stream: Any, split: str = "") -> Iterator[Any]:
+    """The samples of a stream; SampleError with the number of the one at which it raises."""
+    number, samples = 0, None
+    while True:
+        try:
+            samples = iter(stream) if samples is None else samples
+            sample = next(samples)
+        except StopIteration:
+            return
+        except KdcacheError:
+            raise
+        except Exception as error:
+            raise broken_off(error, stream, number, split) from error
+        yield sample
+        number += 1
+
+
+def collated(
+    collate_fn: Callable[[list[Any]], Any],
+    samples: list[Any],
+    numbers: Sequence[Any],
+    split: str = "",
+) -> Any:
+    """A batch of samples; SampleError with the number of the one that makes none.
+
+    Args:
+        collate_fn: the user's.
+        samples: as the dataset gave them.
+        numbers: of the samples.
+        split: that they are of.
+    """
+    try:
+        return collate_fn(samples)
+    except KdcacheError:
+        raise
+    except Exception as error:
+        raise uncollated(error, collate_fn, samples, numbers, split) from error

@@ -37,7 +37,7 @@ class CachedStream(Join, IterableDataset[tuple[int, Any]]):
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """(number within this stream, sample); joined in whole batches by ``collate_fn``."""
-        return enumerate(self.dataset)
+        return enumerate(sources.in_turn(self.dataset, self.view.manifest.split))
 
     def collate_fn(self, numbered: list[tuple[int, Any]]) -> JoinedBatch:
         """Joined batches for a DataLoader; see :meth:`collate`."""

@@ -45,6 +45,7 @@ class KeyedDataset(Dataset[Any]):
         collate_fn: the user's.
         source: what is fingerprinted.
         key: where keys come from.
+        split: that is dumped.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class KeyedDataset(Dataset[Any]):
         collate_fn: Callable[[list[Any]], Any],
         source: FingerprintSource,
         key: str,
+        split: str,
     ) -> None:
         self.dataset = dataset
+        self.split = split
         self._collate = collate_fn
         self._source = source
         self._key = key
@@ -64,14 +67,14 @@ class KeyedDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> KeyedBatch:
         """Fetch, fingerprint and collate one batch (PyTorch's batched fetch)."""
-        return self.batch(indices, sources.fetch(self.dataset, indices))
+        return self.batch(indices, sources.fetch(self.dataset, indices, self.split))
 
     def batch(self, numbers: Sequence[int], samples: list[Any]) -> KeyedBatch:
         """Fingerprint and collate samples that are here."""
         return KeyedBatch(
             samples=tuple(numbers),
             identity=self.identity(samples),
-            batch=self._collate(samples),
+            batch=sources.collated(self._collate, samples, numbers, self.split),
         )
 
     def identity(self, samples: Sequence[Any]) -> dict[str, Array]:
@@ -144,7 +147,7 @@ class KeyedStream(IterableDataset[StreamItem]):
 
     def __iter__(self) -> Iterator[StreamItem]:
         """Batch after batch; one is held back, so that the last is known to be the last."""
-        samples = iter(self._keyed.dataset)
+        samples = sources.in_turn(self._keyed.dataset, self._keyed.split)
         first, part = 0, list(itertools.islice(samples, self._room(0)))
         while part:
             stop = first + len(part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from kdcache.dump.shard_writer import ShardWriter
 from kdcache.dump.split_data import SplitData, choose_source
 from kdcache.dump.teacher import TeacherForward, weights_digest
 from kdcache.dump.work import Work, numbered_work, stream_work
-from kdcache.errors import CacheMissingError, UsageError
+from kdcache.errors import CacheMissingError, SampleError, UsageError, paragraph
 from kdcache.store import Cache, Manifest, View, ViewWriter, check_cache_path, open_cache
 
 log = logging.getLogger(__name__)
@@ -99,14 +100,15 @@ def run(job: DumpJob, ranks: Ranks, preemption: Preemption) -> Cache:
     weights = weights_digest(forward.module)
     for split in job.loaders:
         preemption.check(ranks)
-        _dump_split(
-            job,
-            split,
-            forward=forward.for_split(),
-            weights=weights,
-            ranks=ranks,
-            preemption=preemption,
-        )
+        with _told_what_stays(job, split):
+            _dump_split(
+                job,
+                split,
+                forward=forward.for_split(),
+                weights=weights,
+                ranks=ranks,
+                preemption=preemption,
+            )
     return open_cache(job.cache)
 
 
@@ -170,6 +172,23 @@ def as_this_job(job: DumpJob, found: Manifest) -> Manifest:
 
 def _class_names(job: DumpJob, split: str) -> Sequence[str]:
     return job.class_names or sources.class_names(None, job.loaders[split].dataset)
+
+
+@contextmanager
+def _told_what_stays(job: DumpJob, split: str) -> Iterator[None]:
+    """Say of a sample that cannot be read what was committed before it, and how to go on."""
+    try:
+        yield
+    except SampleError as error:
+        stays = f"Nothing of split {split!r} was written yet; the same command begins it."
+        if is_begun(job.cache, split):
+            view = open_cache(job.cache)[split]
+            shards = "shards" if view.manifest.is_open else f"of {view.manifest.num_shards} shards"
+            stays = (
+                f"{len(view.commits)} {shards} of split {split!r} are committed and stay; the same "
+                "command goes on with the others."
+            )
+        raise SampleError(f"{paragraph(error)}\n{stays}") from error
 
 
 def _dump_split(

@@ -117,7 +117,7 @@ def plan_split(
             f"{', '.join(class_names[:4])} ... Correct the one that is wrong."
         )
     codec = _fitted(codec, forward, data)
-    dataset = KeyedDataset(data.loader.dataset, data.loader.collate_fn, source, key)
+    dataset = KeyedDataset(data.loader.dataset, data.loader.collate_fn, source, key, split)
     identity = dataset.identity(data.first)
     keyed = KeyedBatch(samples=tuple(numbers), identity=identity, batch=data.batch)
     encoded = encode(codec, 0, keyed, output, key=key, ends_shard=False)
@@ -189,8 +189,10 @@ def _fitted(codec: Codec, forward: TeacherForward, data: SplitData) -> Codec:
     if not codec.num_pilot_samples:
         return codec
     parts = data.pilot(codec.num_pilot_samples)
-    collate = data.loader.collate_fn
-    logits = [_probe(forward, collate(samples), numbers).logits for numbers, samples in parts]
+    logits = [
+        _probe(forward, data.collate(samples, numbers), numbers).logits
+        for numbers, samples in parts
+    ]
     return codec.fit(torch.cat(logits))
 
 
@@ -200,7 +202,11 @@ def _pilot(codec: Codec, forward: TeacherForward, data: SplitData) -> dict[str, 
     parts = [slice(at, at + size) for at in range(0, len(data.probed), size)]
     found = measure_pilot(
         codec,
-        (_probe(forward, collate(list(data.probed[part])), data.numbers[part]) for part in parts),
+        (
+            _probe(forward, data.collate(data.probed[part], numbers), numbers)
+            for part in parts
+            for numbers in [data.numbers[part]]
+        ),
     )
     chosen = sources.spread(len(data.probed), NUM_SAMPLES)
     samples, numbers = [data.probed[n] for n in chosen], [data.numbers[n] for n in chosen]

@@ -172,7 +172,7 @@ def _compare(
     manifest, loader = view.manifest, job.loaders[view.manifest.split]
     function = job.fingerprint if callable(job.fingerprint) else None
     source = stored_source(manifest.fingerprint, function)
-    dataset = KeyedDataset(loader.dataset, loader.collate_fn, source, manifest.key)
+    dataset = KeyedDataset(loader.dataset, loader.collate_fn, source, manifest.key, manifest.split)
     fetched = iter(keyed_loader(loader, dataset, [numbers for _, numbers in batches]))
     comparison = _Comparison(view, stored_codec(manifest.codec, [job.codec.name]))
     for (shard, numbers), keyed in zip(batches, fetched, strict=True):

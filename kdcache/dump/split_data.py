@@ -37,6 +37,7 @@ class SplitData:
     """A split's loader, its first batch, and a few samples spread over the dataset.
 
     Attributes:
+        split: its name.
         loader: the user's.
         num_samples: N; of a stream, ``UNKNOWN_LENGTH``.
         batch_size: samples that go through the teacher together.
@@ -46,6 +47,7 @@ class SplitData:
         probed: the probed samples.
     """
 
+    split: str
     loader: sources.Loader
     num_samples: int
     batch_size: int
@@ -64,21 +66,23 @@ class SplitData:
         batch_size = int(size or _DEFAULT_BATCH)
         length = UNKNOWN_LENGTH if is_stream else num_samples or len(dataset)
         if is_stream:  # looked at where it begins: nothing else can be asked for
-            begun = list(itertools.islice(iter(dataset), max(batch_size, _NUM_PROBES)))
+            samples = sources.in_turn(dataset, split)
+            begun = list(itertools.islice(samples, max(batch_size, _NUM_PROBES)))
             first, probed = begun[:batch_size], begun[:_NUM_PROBES]
             numbers = list(range(len(probed)))
         else:
-            first = sources.fetch(dataset, range(min(batch_size, length)))
+            first = sources.fetch(dataset, range(min(batch_size, length)), split)
             numbers = sources.spread(length, _NUM_PROBES)
-            probed = sources.fetch(dataset, numbers)
+            probed = sources.fetch(dataset, numbers, split)
         if not probed:
             raise DataError(f"split {split!r} is empty: there is nothing to dump.")
         return cls(
+            split=split,
             loader=loader,
             num_samples=length,
             batch_size=batch_size,
             first=first,
-            batch=loader.collate_fn(list(first)),
+            batch=sources.collated(loader.collate_fn, list(first), range(len(first)), split),
             numbers=numbers,
             probed=probed,
         )
@@ -92,14 +96,19 @@ class SplitData:
         """The probed samples, drawn once more."""
         dataset: Any = self.loader.dataset
         if self.is_stream:
-            return list(itertools.islice(iter(dataset), len(self.numbers)))
-        return sources.fetch(dataset, self.numbers)
+            samples = sources.in_turn(dataset, self.split)
+            return list(itertools.islice(samples, len(self.numbers)))
+        return sources.fetch(dataset, self.numbers, self.split)
+
+    def collate(self, samples: Sequence[Any], numbers: Sequence[int]) -> Any:
+        """What the user's collate function makes of some samples."""
+        return sources.collated(self.loader.collate_fn, list(samples), numbers, self.split)
 
     def pilot(self, count: int) -> Iterator[tuple[Sequence[int], list[Any]]]:
         """(numbers, samples) batch by batch: drawn uniformly, or where a stream begins."""
         dataset: Any = self.loader.dataset
         if self.is_stream:
-            samples = list(itertools.islice(iter(dataset), count))
+            samples = list(itertools.islice(sources.in_turn(dataset, self.split), count))
             for at in range(0, len(samples), self.batch_size):
                 part = samples[at : at + self.batch_size]
                 yield range(at, at + len(part)), part
@@ -109,7 +118,7 @@ class SplitData:
         numbers = np.sort(chosen).tolist()
         for at in range(0, count, self.batch_size):
             part = numbers[at : at + self.batch_size]
-            yield part, sources.fetch(dataset, part)
+            yield part, sources.fetch(dataset, part, self.split)
 
     def identity(
         self, source: FingerprintSource, class_names: Sequence[str], vocabulary: str

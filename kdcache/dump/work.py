@@ -51,7 +51,9 @@ def numbered_work(
     """The batches of some shards of a numbered dataset; its workers are started at once."""
     manifest = writer.manifest
     batches = list(shard_batches(manifest, shards))
-    dataset = KeyedDataset(loader.dataset, loader.collate_fn, plan.source, manifest.key)
+    dataset = KeyedDataset(
+        loader.dataset, loader.collate_fn, plan.source, manifest.key, manifest.split
+    )
     fetched = iter(keyed_loader(loader, dataset, [samples for _, samples in batches]))
 
     def work() -> Iterator[Work]:
@@ -76,7 +78,7 @@ def stream_work(
     view = View(cache=writer.folder.parents[1], folder=writer.folder)
     there = {commit.shard: commit for commit in view.commits}
     dataset = KeyedStream(
-        KeyedDataset(loader.dataset, loader.collate_fn, plan.source, manifest.key),
+        KeyedDataset(loader.dataset, loader.collate_fn, plan.source, manifest.key, manifest.split),
         samples_per_shard=manifest.samples_per_shard,
         batch_size=manifest.batch_size,
         part=(replica.number, replica.count),

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 import kdcache
 from kdcache import CachedDataset, CachedStream
 from kdcache.commands.inspect import report_text
-from kdcache.errors import AlignmentError, CacheIncompleteError, DataError
+from kdcache.errors import AlignmentError, CacheIncompleteError, DataError, SampleError
 from kdcache.store import open_cache
 from kdcache.tools.inspect import inspect_cache
 from kdcache.tools.verify import verify_cache
@@ -97,7 +97,7 @@ class TestResume:
     @pytest.fixture
     def broken(self, cache):
         """A dump that was interrupted after 48 samples; 40 are there."""
-        with pytest.raises(OSError, match="connection was lost"):
+        with pytest.raises(SampleError, match=r"sample 50 of split[^§]*connection was lost"):
             dump(cache, Stream(breaks_after=50))
         return open_cache(cache)
 
