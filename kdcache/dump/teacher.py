@@ -20,16 +20,17 @@ from torch.utils import _pytree as pytree
 from kdcache.data.batch import Mapped
 from kdcache.data.forward import FlatOutput, forward
 from kdcache.errors import UsageError
+from kdcache.weights import innermost, plain_state
 
 
 def weights_digest(teacher: nn.Module) -> str:
     """xxh3-128 over names, dtypes, shapes and bytes of all parameters and buffers.
 
     Sharded ones (DTensor) are gathered one by one, which every rank that holds a part must do:
-    the digest is that of the same teacher in one piece.
+    the digest is that of the same teacher in one piece, and without wrappers.
     """
     state = xxhash.xxh3_128()
-    for name, tensor in sorted(teacher.state_dict().items()):
+    for name, tensor in sorted(plain_state(teacher, teacher.state_dict()).items()):
         if not isinstance(tensor, Tensor):
             continue
         values = _whole(tensor.detach()).cpu().contiguous()
@@ -49,7 +50,8 @@ def _whole(value: Any) -> Any:
 
 
 def class_path(value: object) -> str:
-    """``module.Name`` of an object's class, or of a function."""
+    """``module.Name`` of an object's class, a wrapped module's own, or of a function."""
+    value = innermost(value) if isinstance(value, nn.Module) else value
     named = value if hasattr(value, "__qualname__") else type(value)
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None and isinstance(value, getattr(fsdp, "FSDPModule", ())):

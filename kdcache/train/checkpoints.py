@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from kdcache.train.module import StudentModule
 from kdcache.train.output import CHECKPOINTS_FOLDER, LAST_CHECKPOINT
+from kdcache.weights import refused_in
+
+log = logging.getLogger(__name__)
 
 _BEST = 3
 
@@ -44,9 +49,26 @@ class _Last(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path) -> None:
+        self._is_checked = False
         super().__init__(
             dirpath=folder,
             filename=Path(LAST_CHECKPOINT).stem,
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Say after the first one, not when it is needed, that it could not be gone on with."""
+        super()._save_checkpoint(trainer, filepath)
+        if self._is_checked or not trainer.is_global_zero:
+            return
+        self._is_checked = True
+        refused = refused_in(Path(filepath))
+        if refused:
+            log.warning(
+                "this training could not be resumed: its checkpoints hold %s (%d in all), from the "
+                "state of a callback or of a module. Reading that could run any code, so a resumed "
+                "training refuses it. Let it keep plain values.",
+                refused[0],
+                len(refused),
+            )

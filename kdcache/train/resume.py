@@ -83,7 +83,7 @@ class Resumption:
             text = " ".join(str(error).split())[:200]
             raise UsageError(
                 f"{file} is no checkpoint of a student run, so nothing can be resumed from it "
-                f"({type(error).__name__}: {text})."
+                f"({type(error).__name__}: {text}). Weights alone begin a new run: student.weights."
             ) from error
         return cls(checkpoint=file, step=step, record=record)
 

@@ -7,13 +7,14 @@
 
 from kdcache.weights.files import load_weights, save_weights
 from kdcache.weights.names import innermost, plain_state, state_for, unwrapped
-from kdcache.weights.pickles import read_plain
+from kdcache.weights.pickles import read_plain, refused_in
 
 __all__ = [
     "innermost",
     "load_weights",
     "plain_state",
     "read_plain",
+    "refused_in",
     "save_weights",
     "state_for",
     "unwrapped",

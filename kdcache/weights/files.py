@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdcache.errors import DataError, UsageError
 from kdcache.paths import local_path
 from kdcache.weights.names import innermost, state_for, unwrapped
-from kdcache.weights.pickles import read_plain
+from kdcache.weights.pickles import read_plain, text_instead
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     path = local_path(path, "weights")
     state: Any = state_for(model, _read(path))
-    state |= _shared(model.state_dict(), state)
+    own = model.state_dict()
+    state |= _shared(own, state)
+    rounded = [name for name, value in state.items() if _is_rounded(own.get(name), value)]
+    if rounded:
+        raise DataError(
+            f"the weights in {path} are integers where {type(innermost(model)).__name__} has "
+            f"fractions, in {_listed('tensors', rounded)}: they are quantised, or another model's. "
+            "Give weights in a floating-point type."
+        )
     try:
         model.load_state_dict(state)
     except Exception as error:  # torch's, or that of a hook of the model's
@@ -90,6 +98,11 @@ def save_weights(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> N
         )
 
 
+def _is_rounded(own: Any, value: Tensor) -> bool:
+    is_fraction = _is_tensor(own) and (own.is_floating_point() or own.is_complex())
+    return is_fraction and not (value.is_floating_point() or value.is_complex())
+
+
 def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
@@ -118,7 +131,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except Exception as error:  # of safetensors: whatever is wrong with it
         raise DataError(
-            f"{path}: it is damaged, or no safetensors. {type(error).__name__}: {error}"
+            f"{path}: it is damaged, or no safetensors. {type(error).__name__}: {error}."
+            f"{text_instead(path)}"
         ) from error
 
 
@@ -163,12 +177,14 @@ def _shared(own: Mapping[str, Any], given: Collection[str]) -> dict[str, Tensor]
 
 def _span(value: Any) -> tuple[int, int, int] | None:
     """(storage, first byte, last byte + 1) of a tensor that is one piece of memory."""
-    if not _is_tensor(value) or value.is_meta or value.layout is not torch.strided:
+    # Others than plain ones (sharded, not yet initialised) may have no memory to ask for.
+    if type(value) is not Tensor or value.is_meta or value.layout is not torch.strided:
         return None
     if not value.numel() or not value.is_contiguous():
         return None
-    start = value.storage_offset() * value.element_size()
-    return value.untyped_storage().data_ptr(), start, start + value.numel() * value.element_size()
+    size = value.element_size()
+    start = int(value.storage_offset()) * size
+    return value.untyped_storage().data_ptr(), start, start + int(value.numel()) * size
 
 
 def _difference(model: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str:

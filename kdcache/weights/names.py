@@ -94,8 +94,8 @@ def matched(found: Collection[str], own: Collection[str]) -> dict[str, str]:
     """Which tensor of a model each one of a file is.
 
     Names that are the model's stay as they are. Otherwise what all names begin with goes
-    (``module.``, or a name under which another module has held the model), and wrappers' names
-    within; but only if all names are then different ones of the model's.
+    (``module.``, or a name under which another module has held the model), on either side, and
+    wrappers' names within; but only if all names are then different ones of the model's.
 
     Args:
         found: names in a file.
@@ -104,18 +104,38 @@ def matched(found: Collection[str], own: Collection[str]) -> dict[str, str]:
     Returns:
         Name in the file -> name in the model; the same one where no way leads to the model's.
     """
-    known = set(own)
+    shorter = {name: name for name in own}  # without what all begin with -> own
+    while True:
+        names = _matched(found, shorter)
+        if names is not None:
+            return {name: shorter[rest] for name, rest in names.items()}
+        if (fewer := _without_head(shorter)) is None:
+            return {name: name for name in found}
+        shorter = {rest: shorter[name] for name, rest in fewer.items()}
+
+
+def _matched(found: Collection[str], known: Collection[str]) -> dict[str, str] | None:
+    own = set(known)
     names = {name: name for name in found}
     while True:
-        if known.issuperset(names.values()):
+        if own.issuperset(names.values()):
             return names
-        within = {name: _without_wrappers(rest, known) for name, rest in names.items()}
-        if known.issuperset(within.values()) and len(set(within.values())) == len(within):
+        within = {name: _without_wrappers(rest, own) for name, rest in names.items()}
+        if own.issuperset(within.values()) and len(set(within.values())) == len(within):
             return within
-        heads = {rest.partition(".")[::2] for rest in names.values()}
-        if len({head for head, _ in heads}) != 1 or not all(rest for _, rest in heads):
-            return {name: name for name in found}
-        names = {name: rest.partition(".")[2] for name, rest in names.items()}
+        fewer = _without_head(names.values())
+        if fewer is None:
+            return None
+        names = {name: fewer[rest] for name, rest in names.items()}
+
+
+def _without_head(names: Collection[str]) -> dict[str, str] | None:
+    """Name -> what follows the part that all names begin with; None where there is none."""
+    parts = {name: name.partition(".") for name in names}
+    is_common = len({head for head, _, _ in parts.values()}) == 1
+    if not is_common or not all(rest for _, _, rest in parts.values()):
+        return None
+    return {name: rest for name, (_, _, rest) in parts.items()}
 
 
 def _without_wrappers(name: str, known: Collection[str]) -> str:

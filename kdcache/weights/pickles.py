@@ -20,6 +20,7 @@ _UNSAFE = re.compile(r"(?:Unsupported (?:global|class): (?:GLOBAL )?|but got <cl
 _PICKLE = b"\x80"
 """What pickles begin with, since protocol 2."""
 
+_FIRST_BYTES = 60
 _NOT_READ = "Reading it could run any code that was put there, so it was not read."
 _MOST = 3
 """Classes that an error names."""
@@ -60,11 +61,12 @@ def _refusal(path: Path, way_out: str, error: Exception) -> str:
         named = f"{', '.join(classes[:_MOST])}{more}"
         return f"it holds {named} beside tensors and plain values. {_NOT_READ} {way_out}"
     if "weights only" not in text.lower():
-        return f"it is damaged, or no file of torch.save. {type(error).__name__}: {text:.300}"
+        said = f"{type(error).__name__}: {text:.300}"
+        return f"it is damaged, or no file of torch.save. {said}{text_instead(path)}"
     with path.open("rb") as stream:
         is_pickle = stream.read(1) == _PICKLE
     if not is_pickle:
-        return "it is damaged, or no file of torch.save."
+        return f"it is damaged, or no file of torch.save.{text_instead(path)}"
     return (
         f"it is a pickle of another kind than torch.save writes, or damaged. {_NOT_READ} Where you "
         "trust it, open it in the program that wrote it, and write tensors and plain values with "
@@ -72,10 +74,28 @@ def _refusal(path: Path, way_out: str, error: Exception) -> str:
     )
 
 
+def text_instead(path: Path) -> str:
+    """What to add of a file that holds text: a page that was saved, or a pointer to the file."""
+    with path.open("rb") as stream:
+        first = stream.read(_FIRST_BYTES).partition(b"\n")[0].strip()
+    if not first or not first.isascii() or not first.decode("ascii").isprintable():
+        return ""
+    is_pointer = first.startswith(b"version https://git-lfs")
+    way_out = " A pointer of Git LFS: fetch the file itself with git lfs pull." * is_pointer
+    return f" It is text, and begins with {first.decode('ascii')!r}.{way_out}"
+
+
 def _classes(path: Path, text: str) -> list[str]:
     """What would have been made or called, as far as PyTorch tells."""
+    return refused_in(path) or _UNSAFE.findall(text)[:1]
+
+
+def refused_in(path: Path) -> list[str]:
+    """Classes and functions in a file for which it would be refused; nothing of it is run.
+
+    Empty for files that ``torch.save`` did not write in its present format.
+    """
     try:
-        found = list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # only for files of the usual kind
-        found = []
-    return sorted(found) or _UNSAFE.findall(text)[:1]
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # of many kinds
+        return []

@@ -55,3 +55,21 @@ def test_the_digest_is_of_names_shapes_dtypes_and_values():
     found = {name: weights_digest(one) for name, one in others.items()}
     assert len({weights_digest(teacher), *found.values()}) == 5
     assert weights_digest(toys.make_teacher()) == weights_digest(teacher)
+
+
+def part_compiled(teacher):
+    teacher[0] = torch.compile(teacher[0], backend="eager")
+    return teacher
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, lambda model: torch.compile(model, backend="eager"), part_compiled],
+)
+def test_a_wrapped_teacher_is_the_same_teacher(wrap):
+    """A dump goes on with or without torch.compile."""
+    wrapped = wrap(nn.Sequential(toys.make_teacher()))
+    plain = nn.Sequential(toys.make_teacher())
+    assert weights_digest(wrapped) == weights_digest(plain)
+    assert class_path(wrapped) == class_path(plain)

@@ -10,6 +10,7 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
@@ -368,3 +369,31 @@ def test_without_checkpoints_nothing_is_promised(train):
     trainer = {"callbacks": [Interrupting(9)], "enable_checkpointing": False, "max_epochs": 2}
     with pytest.raises(TrainingInterrupt, match=r"enable_checkpointing\)\. The same call begins"):
         train(trainer=trainer)
+
+
+class Keeping(Callback):
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+
+def test_a_checkpoint_that_could_not_be_resumed_is_told_at_once(train, caplog, tmp_path):
+    trainer = {"callbacks": [Keeping(np.ones(2))], "max_epochs": 2}
+    run = train(trainer=trainer)
+    said = [
+        one.getMessage() for one in caplog.records if "could not be resumed" in one.getMessage()
+    ]
+    assert len(said) == 1
+    assert "hold numpy" in said[0]
+    with pytest.raises(UsageError, match=r"nothing can be resumed from .*it holds numpy"):
+        train(trainer=trainer, resume=run.output, output=tmp_path / "next")
+
+
+@pytest.mark.parametrize("value", [torch.ones(2), 0.5, {"a": [1, None]}])
+def test_plain_states_are_resumed(value, train, caplog, tmp_path):
+    run = train(trainer={"callbacks": [Keeping(value)]})
+    assert "could not be resumed" not in caplog.text
+    callbacks = {"callbacks": [Keeping(value)], "max_epochs": 2}
+    train(trainer=callbacks, resume=run.output, output=tmp_path / "next")

@@ -272,3 +272,48 @@ def test_folders_of_save_pretrained_are_told_apart(names, given, says, tmp_path)
         (tmp_path / name).write_text("{}")
     with pytest.raises(UsageError, match=says):
         load_weights(nn.Linear(1, 1), tmp_path / given)
+
+
+def test_a_model_that_is_not_initialised_takes_them(tmp_path):
+    saved, loaded = nn.Linear(3, 2), nn.LazyLinear(2)
+    write_state_dict(saved, tmp_path / "w.pt")
+    load_weights(loaded, tmp_path / "w.pt")
+    assert_same(loaded, saved)
+
+
+def test_a_model_without_memory_is_no_excuse_for_missing_tensors(tmp_path):
+    """All of its tensors are at address 0."""
+    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "w.pt")
+    with torch.device("meta"):
+        model = nn.Linear(3, 2)
+    with pytest.raises(DataError, match=r"1 of the model's tensors are not in the file \(bias\)"):
+        load_weights(model, tmp_path / "w.pt")
+
+
+def test_integers_are_no_weights(tmp_path):
+    state = {name: value.to(torch.int8) for name, value in nn.Linear(3, 2).state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(DataError, match=r"are integers where Linear has fractions, in 2 tensors"):
+        load_weights(nn.Linear(3, 2), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_types_are_weights(dtype, tmp_path):
+    """Counters too, where somebody has converted everything."""
+    state = {name: value.to(dtype) for name, value in nn.BatchNorm1d(3).state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    load_weights(nn.BatchNorm1d(3), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("<!DOCTYPE html>\n<html>404</html>", "It is text, and begins with '<!DOCTYPE html>'"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7\n", "with git lfs pull"),
+    ],
+)
+def test_text_instead_of_weights_is_told(name, text, says, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=says):
+        load_weights(nn.Linear(1, 1), tmp_path / name)

@@ -88,6 +88,9 @@ CASES = [
     (["_orig_mod.module.net.a"], ["a"], ["a"]),
     (["net._orig_mod.enc.module.a"], ["enc.a"], ["enc.a"]),
     (["student.a"], ["student.a"], ["student.a"]),
+    (["a", "b"], ["net.a", "net.b"], ["net.a", "net.b"]),
+    (["old.a", "old.b"], ["new.a", "new.b"], ["new.a", "new.b"]),
+    (["_orig_mod.enc.a"], ["net.enc.a", "net.b"], ["net.enc.a"]),
     # Nothing is guessed where parts of the names fit only.
     (["net.a", "other.b"], ["a", "b"], ["net.a", "other.b"]),
     (["module.a", "b"], ["a"], ["module.a", "b"]),
@@ -95,6 +98,8 @@ CASES = [
     (["module.a", "_orig_mod.a"], ["a"], ["module.a", "_orig_mod.a"]),
     (["net.a", "net.c"], ["a", "b"], ["net.a", "net.c"]),
     (["weight"], ["a"], ["weight"]),
+    (["a"], ["net.a", "other.a"], ["a"]),
+    (["a", "b"], ["net.a", "net.c"], ["a", "b"]),
     ([], ["a"], []),
     ([".".join(["module"] * 40 + ["a"])], ["a"], ["a"]),
     ([".".join(["x", *["module"] * 40, "a"]), "b"], ["x.a", "b"], None),
