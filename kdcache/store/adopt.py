@@ -8,7 +8,7 @@ from dataclasses import replace
 from kdcache.errors import CacheCorruptedError
 from kdcache.store.arrays import object_file
 from kdcache.store.cache import View
-from kdcache.store.commits import Commit, write_commit
+from kdcache.store.commits import Commit, check_origin, write_commit
 from kdcache.store.files import fsync_folder, fsync_tree, write_group, writing_into
 from kdcache.store.layout import GROUP_FILE, attempt_folder, new_attempt
 from kdcache.store.writer import ViewWriter
@@ -27,12 +27,15 @@ def adopt_shard(writer: ViewWriter, shard: int, view: View, commit: Commit) -> C
         The new commit, or None where another attempt at this shard was committed first.
 
     Raises:
-        CacheCorruptedError: any checksum of the shard is wrong; nothing is committed.
+        CacheCorruptedError: any checksum of the shard is wrong, or it is not of the dump that its
+            view's manifest says; nothing is committed.
         CacheError: it cannot be written.
     """
+    where = f"shard {commit.shard} of {view.folder}"
     start, stop = writer.manifest.shard_range(shard)
     if stop - start != commit.stop - commit.start:
-        raise CacheCorruptedError(f"shard {commit.shard} of {view.folder} does not fit {shard}.")
+        raise CacheCorruptedError(f"{where} does not fit {shard}.")
+    check_origin(view.manifest, commit.origin, commit.stop, where)
     view.read_shard(commit)
     source = attempt_folder(view.folder, commit.shard, commit.attempt)
     attempt = new_attempt()
@@ -49,5 +52,12 @@ def adopt_shard(writer: ViewWriter, shard: int, view: View, commit: Commit) -> C
                 shutil.copyfile(object_file(source, column), target)
         fsync_tree(group)
         fsync_folder(writer.folder)
-        adopted = replace(commit, shard=shard, attempt=attempt, start=start, stop=stop)
+        adopted = replace(
+            commit,
+            shard=shard,
+            attempt=attempt,
+            start=start,
+            stop=stop,
+            origin=writer.manifest.origin,
+        )
         return adopted if write_commit(writer.folder, adopted) else None

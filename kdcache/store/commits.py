@@ -27,6 +27,7 @@ from kdcache.store.layout import (
     commit_file,
 )
 from kdcache.store.manifest import Manifest
+from kdcache.store.origins import MAX_TEXT, foreign_parts
 
 MAX_SHARD_BYTES = 2 * MAX_DECODED_BYTES
 """Largest decoded shard, all columns together."""
@@ -41,6 +42,10 @@ class ManifestChangedError(CacheCorruptedError):
     """A record or an index is whole, but of another manifest than the one beside it."""
 
 
+class ForeignShardError(CacheCorruptedError):
+    """A shard is whole, but of another dump than the one that the manifest is of."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Commit:
     """The record of one shard.
@@ -51,6 +56,7 @@ class Commit:
         start: first sample.
         stop: one past the last sample.
         arrays: column name -> what was stored.
+        origin: which dump the shard is of, part by part; see :mod:`kdcache.store.origins`.
         statistics: sums over the shard's positions (entropy, cross-entropy, ...), for reports.
     """
 
@@ -59,6 +65,7 @@ class Commit:
     start: int
     stop: int
     arrays: Mapping[str, StoredArray]
+    origin: Mapping[str, str]
     statistics: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -74,6 +81,8 @@ class Commit:
     def from_json(cls, value: object, where: str, manifest: Manifest, shard: int) -> Commit:
         """Read a record and hold it against the manifest."""
         at = Fields(value, where)
+        # First: of another dump, columns and ranges may be others too.
+        check_origin(manifest, at.texts("origin"), at.integer("stop"), where)
         names, found = {column.name for column in manifest.columns}, at.mapping("arrays")
         if set(found) != names:
             raise CacheCorruptedError(
@@ -95,6 +104,7 @@ class Commit:
             start=at.integer("start"),
             stop=at.integer("stop"),
             arrays=arrays,
+            origin=at.texts("origin"),
             statistics=at.numbers("statistics"),
         )
         expected = (shard, *manifest.shard_range(shard))
@@ -121,6 +131,27 @@ class Commit:
                 )
         if total > MAX_SHARD_BYTES:
             raise CacheCorruptedError(f"{where} claims {total:,} bytes: more than a shard holds.")
+
+
+def check_origin(manifest: Manifest, origin: Mapping[str, str], stop: int, where: str) -> None:
+    """Raise ForeignShardError unless a shard is of the dump that a manifest is of.
+
+    Args:
+        manifest: of the view.
+        origin: of the shard.
+        stop: one past its last sample.
+        where: names the shard in the error.
+    """
+    found = foreign_parts(manifest, origin, stop)
+    if found:
+        parts = "; ".join(
+            f"{part} {theirs[:MAX_TEXT]!r}, and {ours!r} in the manifest"
+            for part, (theirs, ours) in found.items()
+        )
+        raise ForeignShardError(
+            f"{where} is of another dump than the manifest of the view: {parts}. Its targets were "
+            "not read."
+        )
 
 
 def signed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +195,7 @@ def read_commit(view: Path, manifest: Manifest, shard: int) -> Commit:
 
     Raises:
         CacheCorruptedError: it is missing, damaged, or of another shard.
+        ForeignShardError: it is of another dump.
         ManifestChangedError: it is whole and contradicts the manifest.
     """
     path = commit_file(view, shard)
@@ -174,6 +206,13 @@ def read_commit(view: Path, manifest: Manifest, shard: int) -> Commit:
     check_signed(value, path)
     try:
         return Commit.from_json(value, str(path), manifest, shard)
+    except ForeignShardError as error:
+        raise ForeignShardError(
+            f"{error} The shard was copied here from another cache, or {view / GROUP_FILE} was "
+            "changed after the dump. Put back what was here before; or kdcache verify CACHE "
+            "--repair marks the shard as pending, and the same kdcache dump-teacher command dumps "
+            "it anew."
+        ) from error
     except CacheCorruptedError as error:
         if value.get("shard") != shard:
             raise
@@ -187,6 +226,17 @@ def read_commits(view: Path, manifest: Manifest) -> tuple[Commit, ...]:
     """All commit records that are there, in shard order, from the records themselves."""
     shards = sorted(committed_shards(view, manifest))
     return tuple(read_commit(view, manifest, shard) for shard in shards)
+
+
+def check_origins(view: Path, manifest: Manifest) -> None:
+    """Raise ForeignShardError where a record is of another dump; damaged ones are not looked at."""
+    for shard in sorted(committed_shards(view, manifest)):
+        try:
+            read_commit(view, manifest, shard)
+        except ForeignShardError:
+            raise
+        except CacheCorruptedError:  # said when the view is finished, or read
+            continue
 
 
 def write_index(view: Path, manifest: Manifest, commits: Sequence[Commit]) -> None:
@@ -214,6 +264,7 @@ def read_index(view: Path, manifest: Manifest) -> tuple[Commit, ...] | None:
 
     Raises:
         CacheCorruptedError: it is damaged.
+        ForeignShardError: it is of another dump.
         ManifestChangedError: it is whole and contradicts the manifest.
     """
     path = view / INDEX_FILE
@@ -235,6 +286,12 @@ def read_index(view: Path, manifest: Manifest) -> tuple[Commit, ...] | None:
         at.text("manifest", at_most=16)
         if at.text("digest") != view_digest(manifest, commits) or len(commits) < len(records):
             raise CacheCorruptedError(f"{path} does not belong to the manifest beside it.")
+    except ForeignShardError as error:
+        raise ForeignShardError(
+            f"{error} The index was copied here from another cache, or {view / GROUP_FILE} was "
+            "changed after the dump. Restore that; where the index was copied, kdcache verify "
+            "CACHE --repair gathers it anew."
+        ) from error
     except CacheCorruptedError as error:
         raise ManifestChangedError(
             f"{error} The index is whole, so {view / GROUP_FILE} was changed after the dump. "

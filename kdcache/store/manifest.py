@@ -20,6 +20,7 @@ from kdcache.errors import CacheCorruptedError, MismatchError, UsageError
 from kdcache.store.fields import Fields
 from kdcache.store.files import json_text, read_json
 from kdcache.store.layout import ATTRIBUTE, END_FILE, FORMAT_VERSION, GROUP_FILE, view_name
+from kdcache.store.origins import DATA, origin_of
 
 MAX_SHARDS = 1 << 20
 """A view with more shards than this was given far too few samples per shard."""
@@ -34,6 +35,7 @@ _NOT_COMPARED = frozenset(
     {
         "created",
         "class_names",
+        "earlier_data",
         "extended_from",
         "pilot",
         "references",
@@ -59,6 +61,7 @@ class Manifest:
             end record is there.
         extended_from: earlier values of ``num_samples``, ascending, where the dataset has grown;
             no shard crosses one.
+        earlier_data: one of them, as text -> the data's part of :attr:`origin` until then.
         samples_per_shard: samples of every shard but the last ones, fixed at creation.
         batch_size: samples that went through the teacher together (within one shard).
         num_classes: C.
@@ -78,6 +81,7 @@ class Manifest:
     view: int = 0
     num_samples: int
     extended_from: tuple[int, ...] = ()
+    earlier_data: Mapping[str, str] = field(default_factory=dict)
     samples_per_shard: int
     batch_size: int
     num_classes: int
@@ -97,6 +101,8 @@ class Manifest:
             raise UsageError("a split needs at least one sample, one class and one per batch.")
         if list(self._ends) != sorted({*self._ends}) or self._ends[0] < 1:
             raise UsageError(f"a split cannot grow from {self.extended_from} to its length.")
+        if not self.earlier_data.keys() <= {str(length) for length in self.extended_from}:
+            raise UsageError("'earlier_data' is of lengths that the split did not grow from.")
         if self.num_shards > MAX_SHARDS and not self.is_open:
             raise UsageError(
                 f"{self.num_samples:,} samples at {self.samples_per_shard:,} a shard are "
@@ -122,6 +128,23 @@ class Manifest:
             shards.append(shards[-1] - (samples[-1] - stop) // self.samples_per_shard)
             samples.append(stop)
         return samples, shards
+
+    @cached_property
+    def origin(self) -> dict[str, str]:
+        """Which dump it is, part by part; a shard's commit record says the same."""
+        return origin_of(self)
+
+    def grown_to(self, other: Manifest) -> Manifest:
+        """This one with the length and the data of another, which begin with its own."""
+        length = str(self.num_samples)
+        return replace(
+            self,
+            num_samples=other.num_samples,
+            extended_from=(*self.extended_from, self.num_samples),
+            earlier_data={**self.earlier_data, length: self.origin[DATA]},
+            identity=other.identity,
+            references=other.references,
+        )
 
     @property
     def num_shards(self) -> int:
@@ -180,6 +203,7 @@ class Manifest:
                 view=at.integer("view", at_most=999_999),
                 num_samples=_length(at),
                 extended_from=tuple(extended_from),
+                earlier_data=at.texts("earlier_data"),
                 samples_per_shard=at.integer("samples_per_shard", at_least=1),
                 batch_size=at.integer("batch_size", at_least=1),
                 num_classes=at.integer("num_classes", at_least=1, at_most=1 << 31),

@@ -13,13 +13,14 @@ from kdcache.store.arrays import check_metadata
 from kdcache.store.cache import View
 from kdcache.store.commits import (
     Commit,
+    ForeignShardError,
     ManifestChangedError,
     read_commit,
     read_index,
     recorded_shards,
 )
 from kdcache.store.files import check_group
-from kdcache.store.layout import GROUP_FILE, attempt_folder
+from kdcache.store.layout import COMMITS_FOLDER, GROUP_FILE, INDEX_FILE, attempt_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +53,27 @@ def survey(view: View) -> Survey:
     """Read all that a view says of its shards; CacheCorruptedError only for its manifest."""
     manifest = view.manifest
     index: tuple[Commit, ...] | None = None
-    index_problem = manifest_problem = ""
+    index_problem = manifest_problem = foreign_index = ""
     try:
         index = read_index(view.folder, manifest)
+    except ForeignShardError as error:
+        foreign_index = str(error)
     except ManifestChangedError as error:
         manifest_problem = str(error)
     except CacheCorruptedError as error:
         index_problem = str(error)
     records: dict[int, Commit] = {}
     record_problems: dict[int, str] = {}
+    foreign: list[int] = []
     most, recorded = manifest.num_shards, sorted(recorded_shards(view.folder))
     for shard in recorded:
         if shard >= most:
             continue
         try:
             records[shard] = read_commit(view.folder, manifest, shard)
+        except ForeignShardError as error:
+            record_problems[shard] = str(error)
+            foreign.append(shard)
         except ManifestChangedError as error:
             # The last block of a stream is shorter, but how long, only its end tells.
             if manifest.is_open and shard == recorded[-1]:
@@ -75,6 +82,16 @@ def survey(view: View) -> Survey:
                 manifest_problem = manifest_problem or str(error)
         except CacheCorruptedError as error:
             record_problems[shard] = str(error)
+    if foreign_index and records:
+        index_problem = foreign_index
+    elif foreign_index or (len(foreign) > 1 and not (records or index)):
+        # Nothing in it belongs to the manifest: more likely that was changed than all the rest.
+        manifest_problem = manifest_problem or (
+            f"{view.folder / GROUP_FILE} is of another dump than everything beside it. Restore it; "
+            f"or, where the shards were copied here, move {view.folder / COMMITS_FOLDER} and "
+            f"{INDEX_FILE} away, and run the same kdcache dump-teacher command again. "
+            f"{foreign_index or record_problems[foreign[0]]}"
+        )
     return Survey(
         index={commit.shard: commit for commit in index or ()},
         index_problem=index_problem,

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +20,7 @@ from kdcache.store.commits import (
     MAX_SHARD_BYTES,
     Commit,
     ManifestChangedError,
+    check_origins,
     committed_shards,
     read_commits,
     read_index,
@@ -105,6 +105,7 @@ class ViewWriter:
             CacheError: the path holds something that is no cache, or cannot be written.
             CacheCorruptedError: there are shards, but no manifest that says of what.
             MismatchError: the view was begun with other settings; nothing was written.
+            ForeignShardError: a shard in it is of another dump; nothing was written.
         """
         check_cache_path(cache)
         view = view_folder(cache, manifest.split, manifest.view)
@@ -117,6 +118,7 @@ class ViewWriter:
             found = read_manifest(view)
             check_same(found, manifest, view)
             if not is_new:
+                check_origins(view, found)
                 rewrite_damaged(cache, tables or {}, found.tables.values())
         return cls(view, found)
 
@@ -156,6 +158,7 @@ class ViewWriter:
 
         Raises:
             MismatchError: the view is of other data or settings; nothing was written.
+            ForeignShardError: a shard in it is of another dump; nothing was written.
             UsageError: the view is of a stream.
         """
         view = view_folder(cache, manifest.split, manifest.view)
@@ -163,13 +166,8 @@ class ViewWriter:
         if (view / END_FILE).exists() or found.is_open:
             raise UsageError(f"{view} is of a stream, which cannot be extended.")
         check_same(found, before, view)
-        grown = replace(
-            found,
-            num_samples=manifest.num_samples,
-            extended_from=(*found.extended_from, found.num_samples),
-            identity=manifest.identity,
-            references=manifest.references,
-        )
+        check_origins(view, found)
+        grown = found.grown_to(manifest)
         with writing_into(view):
             write_json(view / GROUP_FILE, group_content({ATTRIBUTE: grown.to_json()}), replace=True)
         return cls(view, grown)
@@ -236,6 +234,7 @@ class ViewWriter:
                 start=start,
                 stop=stop,
                 arrays=arrays,
+                origin=self.manifest.origin,
                 statistics=sums,
             )
             if not write_commit(self.folder, commit):

@@ -10,6 +10,7 @@ from kdcache.chance import chance_remark
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS
 from kdcache.store import Cache, View, open_cache
 from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER
+from kdcache.store.origins import TEACHER_PARTS
 from kdcache.tools.fidelity import FIDELITY, TEACHER, deviation, means, totals
 
 TRAIN = "train"
@@ -43,6 +44,7 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
         "splits": splits,
         "remarks": [
             *(line for name in cache for line in _no_better_than_chance(cache[name])),
+            *_several_teachers(cache),
             *(line for name in cache for line in _memorised(cache, name)),
         ],
     }
@@ -97,6 +99,23 @@ def _no_better_than_chance(view: View) -> list[str]:
     statistics = (commit.statistics for commit in view.commits)
     line = chance_remark(statistics, view.manifest.num_classes, view.manifest.split)
     return [] if line is None else [line]
+
+
+def _several_teachers(cache: Cache) -> list[str]:
+    """A remark where splits were dumped by different teachers, or in different precisions."""
+    teachers: dict[str, list[str]] = {}
+    for name in cache:
+        origin = cache[name].manifest.origin
+        parts = (origin[part] for part in TEACHER_PARTS)
+        teachers.setdefault(" ".join(part for part in parts if part), []).append(name)
+    if len(teachers) < 2:
+        return []
+    listed = "; ".join(f"{', '.join(splits)}: {teacher}" for teacher, splits in teachers.items())
+    line = (
+        f"the splits are of different teachers ({listed}). A student that learns from one is held "
+        "against another."
+    )
+    return [line]
 
 
 def _memorised(cache: Cache, split: str) -> list[str]:

@@ -132,6 +132,7 @@ def _merge_split(
         first,
         num_samples=length,
         extended_from=earlier,
+        earlier_data={},
         samples_per_shard=size,
         identity={**first.identity, **of_data},
         references=(),

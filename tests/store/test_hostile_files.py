@@ -24,6 +24,7 @@ from tests.store.synthetic import (
     edit_record,
     make_shards,
     manifest,
+    relabel,
     stored_object,
     write_view,
 )
@@ -92,9 +93,12 @@ class TestSwaps:
         assert [(d.split, d.shard) for d in found.damaged] == [("train", 1)]
         digest = open_cache(view.cache)["train"].digest
         assert digest == view.digest
-        # Without an index nothing is left to contradict it, but it is another digest: no local
-        # copy, and no run that recorded the digest, takes one for the other.
+        # Without an index it is still a record of another dump.
         (view.folder / "index.json").unlink()
+        assert not survives(view.cache)
+        # Nothing is left to contradict it where it lies about that, but it is another digest: no
+        # local copy, and no run that recorded the digest, takes one for the other.
+        relabel(view)
         assert open_cache(view.cache)["train"].digest != digest
 
     def test_an_index_of_another_split(self, view):
@@ -102,7 +106,7 @@ class TestSwaps:
         other = write_view(view.cache, wanted, make_shards(wanted, seed=50))
         shutil.copy(other.folder / "index.json", view.folder / "index.json")
         assert not survives(view.cache)
-        assert "does not belong to the manifest" in verify_cache(view.cache).problems[0]
+        assert "index.json, shard 0 is of another dump" in verify_cache(view.cache).problems[0]
 
 
 def set_manifest(view, **changes):
@@ -204,6 +208,7 @@ class TestTables:
         store_tables.write_tables(view.cache, {"mean": table})
         (view.folder / "index.json").unlink()
         set_manifest(view, tables=dict(wanted.tables))
+        relabel(view)
         assert survives(view.cache)
         monkeypatch.undo()
         assert not survives(view.cache)
@@ -241,6 +246,7 @@ class TestSizes:
         arrays = {c.name: {**array, "rows": 200, "stored_bytes": 200 << 20} for c in columns}
         arrays["num_positions"] = {**array, "rows": 200, "stored_bytes": 100}
         record = {"shard": 0, "attempt": "0" * 12, "start": 0, "stop": 200, "statistics": {}}
+        record["origin"] = wanted.origin
         path = writer.folder / "commits" / "shard-000000.json"
         path.write_text(json.dumps({**record, "arrays": arrays, "checksum": ""}))
         edit_record(path, lambda value: value)
@@ -305,6 +311,8 @@ def test_columns_of_another_type(view):
         return value
 
     edit_json(view.folder / "zarr.json", change)
+    assert not survives(view.cache)
+    relabel(view)
     assert open_cache(view.cache)["train"].digest != digest
     rows = open_local_copy(open_cache(view.cache)["train"]).take([0])
     assert rows["values"].dtype == np.int16
@@ -321,5 +329,6 @@ def test_columns_of_other_shapes(view, shape):
         return value
 
     edit_json(view.folder / "zarr.json", change)
+    relabel(view)
     # The object lies where its rank says, and has the size of rows of its shape.
     assert not survives(view.cache)

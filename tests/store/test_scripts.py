@@ -1,4 +1,4 @@
-"""The two scripts that try to break a cache, each with a fraction of what it does by default."""
+"""The scripts that try to break a cache, each with a fraction of what it does by default."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.store.synthetic import ROOT
     [
         ("fuzz_cache.py", ["--examples", "200", "--seed", "7"], "peak memory"),
         ("flip_bytes.py", ["--places", "150", "--seed", "7"], "0 missed"),
+        ("foreign_shards.py", ["--mixtures", "20", "--seed", "7"], "0 missed"),
     ],
 )
 def test_nothing_is_missed(script, options, says):

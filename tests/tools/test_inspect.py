@@ -201,3 +201,21 @@ def test_what_is_no_cache(tmp_path, cache):
     (cache / "train" / "view-000" / "zarr.json").write_text("{")
     with pytest.raises(CacheCorruptedError):
         inspect_cache(cache)
+
+
+def test_splits_of_different_teachers(tmp_path):
+    """Also of one that ran in another precision; the same one in two splits needs no remark."""
+    path = tmp_path / "cache.zarr"
+    teachers = {"train": ("91c4", "32-true"), "val": ("91c4", "32-true"), "test": ("07ee", "")}
+
+    def write(split, weights, precision):
+        identity = {"teacher.weights": weights, "precision": precision, "dataset.probe": split}
+        wanted = manifest(split=split, identity=identity)
+        write_view(path, wanted, make_shards(wanted))
+
+    for split in ("train", "val"):
+        write(split, *teachers[split])
+    assert inspect_cache(path)["remarks"] == []
+    write("test", *teachers["test"])
+    (remark,) = inspect_cache(path)["remarks"]
+    assert "of different teachers (test: 07ee; train, val: 91c4 32-true)" in remark
