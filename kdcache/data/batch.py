@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from kdcache.data.conventions import (
+    check_not_next_tokens,
     check_not_own_tokens,
     find_parts,
     token_paths,
@@ -209,6 +210,14 @@ class BatchMapping:
             mask_inferred=is_inferred and not (self.causal or found.is_of_positions),
             left_out=found.left_out,
         )
+
+    def check_shift(self, batch: Any) -> None:
+        """Raise UsageError where ``causal`` would move labels that are the next tokens already."""
+        if not self.causal or self.labels is None:
+            return
+        labels = leaf(batch, self.labels, "batch.labels")
+        for path, is_certain in token_paths(self.inputs):
+            check_not_next_tokens(labels, leaf(batch, path, _INPUTS), is_certain=is_certain)
 
     @property
     def note(self) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdcache.data.leaves import Path, describe, leaf
 from kdcache.data.masks import LABELLED
 from kdcache.data.signature import DECODER, SHIFTED, Signature
-from kdcache.errors import DataError
+from kdcache.errors import DataError, UsageError
 from kdcache.losses.labels import IGNORE_INDEX
 
 _MASK = "attention_mask"
@@ -106,6 +106,7 @@ def _by_name(
     chosen = labels if labels is not None else next(iter(found), None)
     labelling = {chosen, *found} - _MODEL_INPUTS
     names = _inputs(batch, signature, labelling)
+    _check_collated(batch, signature, [*names, *found])
     inputs: dict[str, Path] = {name: name for name in names}
     mask = _mask(batch, names, chosen)
     if signature is not None and signature.decodes_labels and chosen is not None:
@@ -120,7 +121,8 @@ def _by_name(
     if problem is not None:
         raise DataError(
             f"cannot tell which parts of {describe(batch)} are model inputs{problem}. Say so, by "
-            "the names that the model takes: batch: {inputs: {x: image}, labels: digit}."
+            "the names that the model takes: batch: {inputs: {x: image}, labels: digit}; or with a "
+            "function of your own, batch: my_module.select."
         )
     return Parts(
         inputs=inputs,
@@ -129,6 +131,24 @@ def _by_name(
         is_of_positions=mask == LABELLED,
         left_out=tuple(left) if signature is not None and signature.others != "taken" else (),
     )
+
+
+def _check_collated(
+    batch: Mapping[str, Any], signature: Signature | None, names: Collection[str]
+) -> None:
+    """Raise DataError for lists where a model of transformers takes tensors."""
+    if signature is None or signature.others != "ignored":
+        return
+    for name in names:
+        value = batch[name]
+        is_list = isinstance(value, list | tuple) and not name.startswith("pixel")
+        if is_list and value and isinstance(value[0], Tensor) and value[0].dim() == 1:
+            raise DataError(
+                f"{name!r} is a list of {len(value)} tensors of shape {tuple(value[0].shape)}: so "
+                "PyTorch collates samples that hold lists of numbers, turned round. Let the "
+                'dataset give tensors (with_format("torch")), or give the DataLoader a collate_fn '
+                "that pads."
+            )
 
 
 def _inputs(
@@ -235,3 +255,29 @@ def check_not_own_tokens(labels: Any, ids: Any, *, is_certain: bool) -> bool:
             "its own token, set it to false."
         )
     return False
+
+
+def check_not_next_tokens(labels: Any, ids: Any, *, is_certain: bool) -> None:
+    """Raise UsageError where labels are the next tokens, and ``causal`` would move them again.
+
+    Args:
+        labels: of the batch, of any kind.
+        ids: the input whose tokens they may be.
+        is_certain: whether that input is token ids.
+    """
+    both = _is_tokens(labels) and _is_tokens(ids)
+    if not both or labels.shape != ids.shape or labels.shape[1] == 1:
+        return
+    known = labels != IGNORE_INDEX
+    if bool((labels == ids)[known].all()):
+        return
+    following, known = labels[:, :-1], known[:, :-1]
+    if not bool((following == ids[:, 1:])[known].all()):
+        return
+    found = following[known]
+    if len(found) >= _FEW and len(found.unique()) >= _FEW_VALUES[is_certain]:
+        raise UsageError(
+            "batch.causal: true moves labels by one token, and they have been moved already: each "
+            "label is the next token of the input. Leave batch.causal out, or give the tokens "
+            "themselves as labels."
+        )

@@ -17,7 +17,7 @@ import xxhash
 from torch import Tensor
 
 from kdcache.data.leaves import Path, leaf
-from kdcache.errors import DataError
+from kdcache.errors import DataError, SampleError
 
 ALGORITHM = "xxh3_64"
 TOKENS = "tokens:"
@@ -185,6 +185,29 @@ class FingerprintSource:
     def __call__(self, sample: Any) -> int:
         """The sample's fingerprint."""
         return fingerprint(self.content(sample))
+
+    def of_each(
+        self, samples: Sequence[Any], numbers: Sequence[Any], split: str
+    ) -> np.ndarray[Any, Any]:
+        """The fingerprints of some samples, (B,) uint64.
+
+        Args:
+            samples: as the dataset gave them.
+            numbers: theirs, for the error.
+            split: that they are of.
+
+        Raises:
+            SampleError: a sample has none: it has no such leaf, or one without canonical form.
+        """
+        found: list[int] = []
+        try:
+            for sample in samples:
+                found.append(self(sample))
+        except DataError as error:
+            raise SampleError(
+                f"sample {numbers[len(found)]} of split {split!r} has no fingerprint: {error}"
+            ) from error
+        return np.asarray(found, np.uint64)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest."""

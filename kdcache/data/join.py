@@ -151,7 +151,7 @@ class Join(ABC):
             FingerprintMismatchError: a sample is not what the teacher saw.
             AlignmentError: a sample has no targets.
         """
-        fingerprints = np.asarray([self.source(sample) for sample in samples], np.uint64)
+        fingerprints = self.source.of_each(samples, numbers, self.view.manifest.split)
         rows = self._rows(numbers, samples, fingerprints)
         columns = self.copy.take(rows)
         wrong = np.flatnonzero(columns[FINGERPRINT] != fingerprints)
@@ -210,6 +210,7 @@ class Join(ABC):
             )
         check_labels(selected.labels, self.num_classes, joined.indices)
         if self._collated < min(2, len(joined.samples)):  # one sample tells nothing of an order
+            mapping.check_shift(batch)
             few = slice(_COLLATED)
             check_collate(joined.indices[few], joined.samples[few], self.user_collate, mapping)
             self._collated = len(joined.samples[few])
@@ -268,6 +269,8 @@ class CachedDataset(Join, Dataset[Any]):
 
     def __getitem__(self, index: int) -> JoinedBatch:
         """One sample and its targets, without collation."""
+        if not -len(self) <= index < len(self):  # where iteration ends
+            raise IndexError(f"there are {len(self)} samples, no {index}")
         joined = self.__getitems__([index])
         return JoinedBatch(joined.samples[0], self.targets(joined.columns))
 

@@ -87,6 +87,9 @@ class CallableMapping:
         """Nothing to infer."""
         return self
 
+    def check_shift(self, batch: Any) -> None:
+        """Nothing is moved here."""
+
     def with_decoder_inputs(self, selected: Selected) -> Selected:
         """As the function gave them."""
         return selected

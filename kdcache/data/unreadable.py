@@ -55,17 +55,19 @@ def uncollated(
 ) -> SampleError:
     """The error for samples of which a collate function made no batch.
 
-    Each is given to it alone, to find the one that it is.
+    Each is given to it alone, and beside another, to find the one that it is.
     """
-    wrong = [
-        number
-        for number, sample in zip(numbers, samples, strict=True)
-        if raises(collate_fn, [sample])
-    ]
-    if not wrong:
-        why, named = " together, of which it takes each alone,", numbers
+    why, named = "", numbers
+    alone = [n for n, one in zip(numbers, samples, strict=True) if raises(collate_fn, [one])]
+    if alone:
+        named = alone[:1] if len(alone) < len(numbers) else numbers
     else:
-        why, named = "", wrong[:1] if len(wrong) < len(numbers) else numbers
+        others = zip(numbers[1:], samples[1:], strict=True)
+        beside = [n for n, one in others if raises(collate_fn, [samples[0], one])]
+        odd = beside if len(beside) == 1 else numbers[:1]
+        is_told = len(numbers) > 2 and len(beside) in (1, len(numbers) - 1)
+        why = " beside the others of its batch" if is_told else " together"
+        named = odd if is_told else numbers
     name = getattr(collate_fn, "__qualname__", type(collate_fn).__qualname__)
     return SampleError(
         f"{_named(named, split)}{why} cannot be collated: collate_fn ({name}) raised "

@@ -73,13 +73,13 @@ class KeyedDataset(Dataset[Any]):
         """Fingerprint and collate samples that are here."""
         return KeyedBatch(
             samples=tuple(numbers),
-            identity=self.identity(samples),
+            identity=self.identity(samples, numbers),
             batch=sources.collated(self._collate, samples, numbers, self.split),
         )
 
-    def identity(self, samples: Sequence[Any]) -> dict[str, Array]:
+    def identity(self, samples: Sequence[Any], numbers: Sequence[int]) -> dict[str, Array]:
         """Column name -> (B,) uint64: fingerprints, and keys where they are stored."""
-        found = {FINGERPRINT: np.asarray([self._source(s) for s in samples], np.uint64)}
+        found = {FINGERPRINT: self._source.of_each(samples, numbers, self.split)}
         if is_stored(self._key):
             keys = [field_key(self._key, sample) for sample in samples]
             found[KEY] = np.asarray(keys, np.uint64)
@@ -164,12 +164,13 @@ class KeyedStream(IterableDataset[StreamItem]):
     def _item(self, first: int, samples: list[Any]) -> StreamItem:
         shard = first // self._samples_per_shard
         number, count = self._part
+        numbers = range(first, first + len(samples))
         if shard in self._done:
-            found = self._keyed.identity(samples)[FINGERPRINT]
+            found = self._keyed.identity(samples, numbers)[FINGERPRINT]
             return StreamItem(shard=shard, first=first, fingerprints=found)
         if shard % count != number:
             return StreamItem(shard=shard, first=first)
-        keyed = self._keyed.batch(range(first, first + len(samples)), samples)
+        keyed = self._keyed.batch(numbers, samples)
         return StreamItem(shard=shard, first=first, keyed=keyed)
 
 

@@ -108,6 +108,7 @@ def plan_split(
     mapping = forward.mapping
     if mapping.note:
         log.info("split %r: the teacher %s", split, mapping.note)
+    mapping.check_shift(data.batch)
     source = choose_source(fingerprinted, mapping, data.first[0], data.batch)
     _check_data(data, forward, source, key)
     num_classes = output.logits.shape[-1]
@@ -118,7 +119,7 @@ def plan_split(
         )
     codec = _fitted(codec, forward, data)
     dataset = KeyedDataset(data.loader.dataset, data.loader.collate_fn, source, key, split)
-    identity = dataset.identity(data.first)
+    identity = dataset.identity(data.first, numbers)
     keyed = KeyedBatch(samples=tuple(numbers), identity=identity, batch=data.batch)
     encoded = encode(codec, 0, keyed, output, key=key, ends_shard=False)
     per_sample = sum(rows.numel() * rows.element_size() for rows in encoded.tensors.values())
@@ -166,7 +167,9 @@ def _check_data(
             "the samples of a stream have no numbers that a student could ask for. Dump with key: "
             "content, or key: field:<path>."
         )
+    source.of_each(data.probed, data.numbers, data.split)
     check_repeatable(data.numbers, data.probed, data.probed_again(), source)
+    data.collate(data.probed, data.numbers)
     check_collate(data.numbers, data.probed, data.loader.collate_fn, forward.mapping)
     if is_stored(key):
         check_unique(key, data.numbers, data.probed)

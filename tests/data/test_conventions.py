@@ -37,7 +37,7 @@ from kdcache.data.batch import BatchMapping
 from kdcache.data.labels import check_class_axis, check_single_label, flat_labels
 from kdcache.data.vocabulary import own_vocabulary
 from kdcache.dump.split_data import choose_source
-from kdcache.errors import DataError
+from kdcache.errors import DataError, UsageError
 from tests.data import toys
 
 B, L = 3, 8
@@ -193,6 +193,64 @@ def test_7_the_reason_is_told_by_the_first_batch_that_can_tell():
     assert told.resolve(tagged(IDS)) == told
 
 
+class TestShiftedTwice:
+    """7. The other way round: ``causal`` was said of labels that are the next tokens already."""
+
+    NEXT = IDS.roll(-1, 1)
+
+    def check(self, batch, **mapping):
+        BatchMapping(causal=True, **mapping).resolve(batch).check_shift(batch)
+
+    @pytest.mark.parametrize(
+        ("batch", "mapping"),
+        [
+            (tagged(NEXT), {}),
+            (tagged(NEXT.masked_fill(MASK == 0, -100)), {}),
+            ((IDS, NEXT), {}),
+            ({"input_ids": ONES, "decoder_input_ids": IDS.roll(1, 1), "labels": IDS}, {}),
+        ],
+    )
+    def test_is_refused(self, batch, mapping):
+        with pytest.raises(UsageError, match="each label is the next token of the input"):
+            self.check(batch, **mapping)
+
+    @pytest.mark.parametrize(
+        ("batch", "mapping"),
+        [
+            (tagged(IDS), {}),
+            (tagged(IDS.masked_fill(MASK == 0, -100)), {}),
+            (tagged(ONES), {}),
+            ({"input_ids": ONES, "labels": ONES}, {}),  # both ways would be so
+            ({"input_ids": IDS % 2, "labels": IDS % 2}, {}),
+            (tagged(torch.full_like(IDS, -100)), {}),
+            (tagged(NEXT[:1, :5]) | {"input_ids": IDS[:1, :5], "attention_mask": ONES[:1, :5]}, {}),
+            ({"input_ids": IDS, "labels": IDS % 5}, {}),
+            ({"input_ids": IDS}, {}),
+            ({"input_ids": IDS, "token_type_ids": SEGMENTS, "labels": SEGMENTS.roll(-1, 1)}, {}),
+        ],
+    )
+    def test_is_not(self, batch, mapping):
+        self.check(batch, **mapping)
+
+    def test_nothing_is_moved_where_causal_was_not_said(self):
+        mapping = BatchMapping().resolve(tagged(self.NEXT))
+        mapping.check_shift(tagged(self.NEXT))
+        assert mapping.causal is False
+
+    def test_before_anything_is_dumped_or_trained_on(self, cache):
+        samples = [
+            {"input_ids": ids[:-1], "attention_mask": torch.ones_like(ids[:-1]), "labels": ids[1:]}
+            for ids in torch.arange(12 * 9).reshape(12, 9) % 60
+        ]
+        with pytest.raises(UsageError, match="next token"):
+            toys.dump(cache, samples, Tagger(classes=64), batch={"causal": True})
+        assert not cache.exists()
+        toys.dump(cache, samples, Tagger(classes=64))
+        joined = kdcache.CachedDataset(toys.Samples(samples), cache, batch={"causal": True})
+        with pytest.raises(UsageError, match="next token"):
+            joined.collate_fn(joined.__getitems__([0, 1]))
+
+
 class TestMaskOfPositions:
     """5."""
 
@@ -343,11 +401,11 @@ def test_13_what_is_fingerprinted(sample, batch, paths):
 class Tagger(nn.Module):
     """A small token classifier with Hugging Face names."""
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, classes=4):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.table = nn.Embedding(64, 4)
+            self.table = nn.Embedding(64, classes)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None):
         return {"logits": self.table(input_ids) + 0 * attention_mask[..., None]}

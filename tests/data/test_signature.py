@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 import kdcache
 from kdcache.data.batch import BatchMapping
@@ -201,6 +202,16 @@ def test_a_batch_gives_what_the_model_takes(model, batch, inputs, labels):
 def test_what_cannot_be_told_is_refused(model, batch, says):
     with pytest.raises(DataError, match=says):
         chosen(model, batch)
+
+
+def test_lists_that_pytorch_has_turned_round_are_told():
+    """Of a Hugging Face dataset whose format is not torch."""
+    rows = [{"input_ids": [4, 5, 6], "attention_mask": [1, 1, 1], "labels": n} for n in range(2)]
+    with pytest.raises(DataError, match=r"'input_ids' is a list of 3 tensors.*with_format"):
+        chosen(OfTransformers(), default_collate(rows))
+    images = {"input_ids": X, "pixel_values": [X[0], X[1]]}  # of different sizes
+    assert list(chosen(OfTransformers(), images).inputs) == ["input_ids", "pixel_values"]
+    assert chosen(Image(), {"image": [X[0], X[1]], "label": Y}).labels == "label"
 
 
 def test_what_was_said_is_not_asked_of_the_model():

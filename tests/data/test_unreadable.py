@@ -186,6 +186,31 @@ class TestTraining:
         raise KeyError("attention_mask")
 
 
+def test_iteration_over_a_joined_dataset_ends(cache):
+    """Python's own protocol: IndexError, and no SampleError, says that there are no more."""
+    toys.dump(cache, SAMPLES)
+    joined = kdcache.CachedDataset(toys.Samples(SAMPLES), cache)
+    assert len(list(joined)) == N
+    with pytest.raises(IndexError):
+        joined[N]
+
+
+@pytest.mark.parametrize("wrong", [3, 17, WRONG])
+@pytest.mark.parametrize("what", [None, (object(), 1)])
+def test_a_sample_without_a_fingerprint(cache, wrong, what):
+    """As of a dataset that gives None where it could not read."""
+    samples = [*SAMPLES[:wrong], what, *SAMPLES[wrong + 1 :]]
+    text = message(lambda: toys.dump(cache, samples))
+    assert text.startswith(f"sample {wrong} of split 'train' ")
+
+
+def test_a_probed_sample_that_makes_no_batch(cache):
+    probed = sources.spread(N, 32)[9]
+    samples = [*SAMPLES[:probed], (torch.zeros(5), 0), *SAMPLES[probed + 1 :]]
+    text = message(lambda: toys.dump(cache, samples))
+    assert f"sample {probed} of split 'train' beside the others of its batch" in text
+
+
 class TestReading:
     def test_a_batched_fetch_that_only_fails_together(self):
         class Together(toys.Samples):
@@ -200,8 +225,16 @@ class TestReading:
     def test_samples_that_only_fail_together(self):
         uneven = [(torch.zeros(4), 0), (torch.zeros(5), 0)]
         text = message(lambda: sources.collated(default_collate, uneven, [4, 9], "train"))
-        assert "samples 4 to 9 of split 'train' together, of which it takes each alone," in text
+        assert "samples 4 to 9 of split 'train' together cannot be collated" in text
         assert "RuntimeError" in text
+
+    @pytest.mark.parametrize("odd", [0, 1, 4])
+    def test_a_sample_that_only_fails_beside_others(self, odd):
+        samples = [(torch.zeros(5 if n == odd else 4), 0) for n in range(5)]
+        text = message(lambda: sources.collated(default_collate, samples, range(10, 15), "train"))
+        assert text.startswith(
+            f"sample {10 + odd} of split 'train' beside the others of its batch cannot be collated"
+        )
 
     def test_what_kdcache_says_itself_is_left_as_it_is(self):
         error = AlignmentError("of a dataset that is joined already")
