@@ -103,8 +103,8 @@ def check_class_axis(labels: Any, logits_shape: Sequence[int]) -> None:
     if others:
         raise DataError(
             f"the labels are {tuple(labels.shape)} and the logits {shape}: not the last but axis "
-            f"{others[0]} seems to hold the classes. Set batch.class_dim to it; or, where these labels "
-            "are none of positions, name the inputs alone (batch: {inputs: [0]})."
+            f"{others[0]} seems to hold the classes. Set batch.class_dim to it; or, where these "
+            "labels are none of positions, name the inputs alone (batch: {inputs: [0]})."
         )
 
 
