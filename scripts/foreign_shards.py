@@ -13,6 +13,7 @@ be the dump that the manifest names, to the bit, or nothing: anything else is a 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import tempfile
@@ -324,6 +325,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     os.fsync = lambda _: None  # nothing here loses power
+    logging.getLogger("kdcache").setLevel(logging.ERROR)  # these teachers only guess
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         rows = mix(Path(name), options.mixtures, np.random.default_rng(options.seed))

@@ -56,11 +56,13 @@ class JoinedSamples:
     Attributes:
         indices: (B,) numbers in the user's dataset.
         samples: what the dataset returned.
+        rows: (B,) their numbers in the cache.
         columns: the cache's rows for them.
     """
 
     indices: Sequence[int]
     samples: list[Any]
+    rows: Array
     columns: Mapping[str, Array]
 
     def __getitem__(self, _: object) -> Any:
@@ -158,7 +160,7 @@ class Join(ABC):
         if self.check_fingerprints and wrong.size:
             at = int(wrong[0])
             raise mismatch_error(self, numbers[at], samples[at], int(rows[at]))
-        return JoinedSamples(indices=numbers, samples=samples, columns=columns)
+        return JoinedSamples(indices=numbers, samples=samples, rows=rows, columns=columns)
 
     def _rows(self, numbers: Sequence[int], samples: list[Any], fingerprints: Array) -> Array:
         key = self.view.manifest.key

@@ -6,6 +6,7 @@ is random, reorders or drops, classes in another order, labels that belong to ot
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,13 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcache.columns import FINGERPRINT
 from kdcache.data import sources
 from kdcache.data.batch import BatchMapping, Mapped
 from kdcache.data.collation import check_collate
 from kdcache.data.join import Join, JoinedBatch
+from kdcache.data.keys import CONTENT
+from kdcache.data.label_digests import ChangedLabels
 from kdcache.data.labels import label_nats, target_labels
 from kdcache.errors import AlignmentError, MismatchError
 from kdcache.losses.labels import IGNORE_INDEX
+
+log = logging.getLogger(__name__)
 
 NUM_PROBES = 1024
 _BATCH = 32
@@ -77,10 +83,16 @@ def check_join(joined: Join, class_names: Sequence[str] = ()) -> None:
     check_collate(few.indices, few.samples, joined.user_collate, first)
     parts = joined.probe(NUM_PROBES, _BATCH)
     positions, labelled = 0, []
+    changed = ChangedLabels(joined.view.commits)
     for part in parts:
         batch = joined.collate(part)
         positions += batch.targets.num_rows()
-        labelled.append(_labelled(joined, batch))
+        labels = _labels(joined, batch)
+        labelled.append(_labelled(batch, labels))
+        changed.add(part.rows, part.indices, labels, batch.targets.num_positions)
+    by_content = joined.copy.column(FINGERPRINT) if manifest.key == CONTENT else None
+    if warning := changed.warning(by_content):
+        log.warning("split %r: %s", manifest.split, warning)
     nats, labels, top = (torch.cat(each) for each in zip(*labelled, strict=True))
     _check_canary(joined, nats, labels, top, positions)
 
@@ -118,9 +130,14 @@ def _check_class_names(cache: tuple[str, ...], run: tuple[str, ...]) -> None:
     )
 
 
-def _labelled(joined: Join, batch: JoinedBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _labels(joined: Join, batch: JoinedBatch) -> Tensor | None:
+    """(P,) labels of a batch's positions, as far as they can be told without a model."""
+    selected = joined.mapping.resolve(batch.batch).select(batch.batch)
+    return target_labels(selected, batch.targets)
+
+
+def _labelled(batch: JoinedBatch, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Of every labelled position: the targets' cross-entropy, the label, the teacher's class."""
-    labels = target_labels(joined.mapping.resolve(batch.batch).select(batch.batch), batch.targets)
     if labels is None:
         none = torch.zeros(0, dtype=torch.int64)
         return none.double(), none, none

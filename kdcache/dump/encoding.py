@@ -34,6 +34,7 @@ class EncodedBatch:
         arrays: column name -> rows that never were on a device.
         invalid: (P,) bool, logits that are NaN or +inf, or a row without a finite one.
         num_positions: (B,) int64.
+        labels: (P,) int64, -100 for none; None where nothing is labelled.
         statistics: (S,) float64, sums in the order of ``statistics.NAMES``.
         ends_shard: whether the shard is whole with this batch.
     """
@@ -44,6 +45,7 @@ class EncodedBatch:
     arrays: Mapping[str, Array]
     invalid: Tensor
     num_positions: Tensor
+    labels: Tensor | None
     statistics: Tensor
     ends_shard: bool
 
@@ -132,6 +134,7 @@ def encode(
         arrays=keyed.identity,
         invalid=invalid,
         num_positions=output.num_positions,
+        labels=output.labels,
         statistics=batch_statistics(output.logits, output.labels, targets),
         ends_shard=ends_shard,
     )

@@ -14,6 +14,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from kdcache.data.label_digests import (
+    LabelDigest,
+    digest_labels,
+    kept_samples,
+    labels_by_sample,
+    to_record,
+)
 from kdcache.dump.encoding import EncodedBatch, check_valid
 from kdcache.dump.statistics import as_mapping
 from kdcache.store import ViewWriter
@@ -37,6 +44,8 @@ class ShardWriter:
         self._queue: queue.Queue[EncodedBatch | None] = queue.Queue(_QUEUED_BATCHES)
         self._error: BaseException | None = None
         self._parts: list[EncodedBatch] = []
+        self._labels: dict[int, LabelDigest] = {}
+        self._kept: tuple[int, frozenset[int]] = -1, frozenset()
         self._thread = threading.Thread(target=self._run, name="kdcache-writer", daemon=True)
 
     def __enter__(self) -> ShardWriter:
@@ -70,6 +79,7 @@ class ShardWriter:
     def _add(self, batch: EncodedBatch) -> None:
         check_valid(batch.invalid, batch.num_positions, batch.samples)
         self._parts.append(_from_device(batch))
+        self._labels |= self._digests(batch)
         if not batch.ends_shard:
             return
         parts, self._parts = self._parts, []
@@ -78,11 +88,31 @@ class ShardWriter:
             for name in batch.tensors
         } | {name: np.concatenate([part.arrays[name] for part in parts]) for name in batch.arrays}
         statistics = as_mapping(torch.stack([part.statistics for part in parts]).sum(dim=0))
-        self._writer.write_shard(batch.shard, columns, statistics)
+        start, stop = self._writer.manifest.shard_range(batch.shard)
+        labels, self._labels = to_record(self._labels, start, stop), {}
+        self._writer.write_shard(batch.shard, columns, statistics, labels)
         self._on_shard(batch.shard, statistics)
+
+    def _digests(self, batch: EncodedBatch) -> dict[int, LabelDigest]:
+        """Of the labels of those samples of a batch that digests are kept of."""
+        if batch.labels is None:
+            return {}
+        if self._kept[0] != batch.shard:
+            kept = frozenset(kept_samples(self._writer.manifest, batch.shard))
+            self._kept = batch.shard, kept
+        kept = self._kept[1].intersection(batch.samples)
+        if not kept:
+            return {}
+        found = labels_by_sample(batch.labels, batch.num_positions)
+        return {
+            sample: digest_labels(own)
+            for sample, own in zip(batch.samples, found, strict=True)
+            if sample in kept
+        }
 
 
 def _from_device(batch: EncodedBatch) -> EncodedBatch:
     """The batch in main memory, so that a shard's beginning does not wait on the device."""
     tensors = {name: rows.cpu() for name, rows in batch.tensors.items()}
-    return dataclasses.replace(batch, tensors=tensors, statistics=batch.statistics.cpu())
+    statistics = batch.statistics.cpu()
+    return dataclasses.replace(batch, tensors=tensors, statistics=statistics, labels=None)

@@ -58,6 +58,7 @@ class Commit:
         arrays: column name -> what was stored.
         origin: which dump the shard is of, part by part; see :mod:`kdcache.store.origins`.
         statistics: sums over the shard's positions (entropy, cross-entropy, ...), for reports.
+        labels: digests of the labels of some samples; see :mod:`kdcache.data.label_digests`.
     """
 
     shard: int
@@ -67,6 +68,7 @@ class Commit:
     arrays: Mapping[str, StoredArray]
     origin: Mapping[str, str]
     statistics: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stored_bytes(self) -> int:
@@ -106,6 +108,7 @@ class Commit:
             arrays=arrays,
             origin=at.texts("origin"),
             statistics=at.numbers("statistics"),
+            labels=at.mapping("labels"),
         )
         expected = (shard, *manifest.shard_range(shard))
         if (commit.shard, commit.start, commit.stop) != expected:

@@ -6,6 +6,7 @@ names the file and the field. No number from a file is used before it passed thr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +67,14 @@ class Fields:
         if not all(isinstance(text, str) for text in value.values()):
             raise self._bad(name, "an object of texts")
         return dict(value)
+
+    def hexadecimal(self, name: str, count: int, digits: int) -> list[int]:
+        """A text of ``count`` numbers of so many hexadecimal digits each."""
+        value: Any = self._value.get(name)
+        size = count * digits
+        if not (isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{size}}}", value)):
+            raise self._bad(name, f"{count} times {digits} hexadecimal digits")
+        return [int(value[at : at + digits], 16) for at in range(0, size, digits)]
 
     def numbers(self, name: str) -> dict[str, float]:
         """An object whose values are all numbers of a size that arithmetic survives."""

@@ -10,7 +10,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, num_rows
 from kdcache.errors import AlignmentError, CacheCorruptedError, CacheError, UsageError
@@ -197,6 +197,7 @@ class ViewWriter:
         shard: int,
         columns: Mapping[str, Array],
         statistics: Mapping[str, float] | None = None,
+        labels: Mapping[str, Any] | None = None,
     ) -> Commit | None:
         """Write all columns of a shard as a new attempt and commit it.
 
@@ -204,6 +205,7 @@ class ViewWriter:
             shard: its number, 0 to num_shards - 1.
             columns: name -> rows (rows, *shape) for every column of the manifest.
             statistics: sums for reports, finite numbers.
+            labels: digests of the labels of some samples, as JSON can say them.
 
         Returns:
             The commit, or None where another attempt at this shard was committed first.
@@ -236,6 +238,7 @@ class ViewWriter:
                 arrays=arrays,
                 origin=self.manifest.origin,
                 statistics=sums,
+                labels=labels or {},
             )
             if not write_commit(self.folder, commit):
                 log.warning(

@@ -32,10 +32,10 @@ class Counted(nn.Module):
 def test_a_full_disk_stops_the_loop(cache, monkeypatch, fails_at):
     real = ViewWriter.write_shard
 
-    def write_shard(self, shard, columns, statistics=None):
+    def write_shard(self, shard, columns, *others):
         if shard == fails_at:
             raise OSError(28, "No space left on device")
-        return real(self, shard, columns, statistics)
+        return real(self, shard, columns, *others)
 
     monkeypatch.setattr(ViewWriter, "write_shard", write_shard)
     teacher = Counted()

@@ -246,7 +246,7 @@ class TestSizes:
         arrays = {c.name: {**array, "rows": 200, "stored_bytes": 200 << 20} for c in columns}
         arrays["num_positions"] = {**array, "rows": 200, "stored_bytes": 100}
         record = {"shard": 0, "attempt": "0" * 12, "start": 0, "stop": 200, "statistics": {}}
-        record["origin"] = wanted.origin
+        record |= {"origin": wanted.origin, "labels": {}}
         path = writer.folder / "commits" / "shard-000000.json"
         path.write_text(json.dumps({**record, "arrays": arrays, "checksum": ""}))
         edit_record(path, lambda value: value)
