@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 _SIGMAS = 3.0
 # With fewer labels guessing may reach half of what can be gained over it, and tells nothing.
 _MAX_LUCK = 0.25
+# Of many classes an honest teacher may know a few per cent, and be wrong on a few labels in a row.
+_LEAST_LABELS = 200
 # An untrained head gives logits that differ by a few tenths: its entropy is 0.98 log C and more.
 _FLAT = 0.98
 # Below so many classes honest teachers of noisy data are nearly as flat: accuracy has to say it.
@@ -44,8 +46,8 @@ def chance_remark(
     labelled, positions = sums.get("labelled", 0.0), sums.get("positions", 0.0)
     guessed = 1 / num_classes
     luck = _SIGMAS * math.sqrt(guessed * (1 - guessed) / labelled) if labelled else math.inf
-    tells = labelled > 0 and luck <= _MAX_LUCK * (1 - guessed)
-    accuracy = sums["correct"] / labelled if tells else math.nan
+    tells = labelled >= _LEAST_LABELS and luck <= _MAX_LUCK * (1 - guessed)
+    accuracy = sums.get("correct", math.nan) / labelled if tells else math.nan
     if tells and accuracy <= guessed + luck:
         than = "less than" if accuracy < guessed - luck else "as good as"
         return (

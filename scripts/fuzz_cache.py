@@ -35,13 +35,13 @@ from small_caches import synthetic
 from kdcache.codecs import stored_codec
 from kdcache.columns import NUM_POSITIONS
 from kdcache.commands.clean import clean_text
-from kdcache.commands.inspect import report_text
 from kdcache.commands.verify import verification_text
 from kdcache.errors import KdcacheError
 from kdcache.store import Cache, LocalCopy, find_local_copy, open_cache, open_local_copy
 from kdcache.store.commits import signed
+from kdcache.store.inspection import inspect_cache
 from kdcache.store.leftovers import find_leftovers
-from kdcache.tools.inspect import inspect_cache
+from kdcache.store.report import report_text
 from kdcache.tools.verify import verify_cache
 
 LIMIT_S, LIMIT_WALL_S = 10, 120

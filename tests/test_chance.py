@@ -57,6 +57,8 @@ def test_guessing_is_said(sums, match):
         {"num_classes": 10, "labelled": 5000, "accuracy": 0.9941},
         {"num_classes": 10, "labelled": 5000, "accuracy": 0.15},
         {"num_classes": 2, "labelled": 10_000, "accuracy": 0.56, "entropy": FLAT * math.log(2)},
+        {"num_classes": 1000, "labelled": 10, "accuracy": 0.0},
+        {"num_classes": 50_257, "labelled": 1, "accuracy": 0.0},
         {"num_classes": 2, "labelled": 20, "accuracy": 0.7},  # so few tell nothing
         {"num_classes": 10, "labelled": 5, "accuracy": 0.0},
         {"num_classes": 32_768, "labelled": 10_000, "accuracy": 0.2, "entropy": 6.0},

@@ -28,7 +28,7 @@ ORDER = (
     ("losses", "store"),
     ("codecs",),
     ("outputs", "targets", "weights"),
-    ("chance", "columns", "paths"),
+    ("chance", "columns", "paths", "tables"),
     ("errors", "version"),
 )
 
@@ -60,7 +60,9 @@ ONLY_IN: Mapping[str, set[str]] = {
 }
 
 # Importing torch takes seconds: ``kdcache --help`` and the readers of metadata do without.
-WITHOUT_TORCH = {"__main__", "cli", "store", "chance", "columns", "paths", "errors", "version"}
+WITHOUT_TORCH = {
+    *("__main__", "cli", "store", "chance", "columns", "paths", "tables", "errors", "version")
+}
 
 MAX_LINES = 400
 

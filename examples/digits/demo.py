@@ -30,7 +30,7 @@ from examples.digits.models import Student, Teacher, count_parameters
 from examples.digits.picture import draw
 from examples.digits.report import Row, Score, print_cache, print_students, write_results
 from examples.digits.train_teacher import train_teacher
-from kdcache.tools.inspect import inspect_cache
+from kdcache.store.inspection import inspect_cache
 
 WIDTHS = (8, 32)
 LABELS_PER_CLASS = 5

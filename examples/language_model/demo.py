@@ -50,7 +50,7 @@ from examples.language_model.train_teacher import (
     train_teacher,
 )
 from kdcache.codecs import Codec
-from kdcache.tools.inspect import inspect_cache
+from kdcache.store.inspection import inspect_cache
 
 TOP_K, DENSE = "top-k", "dense"
 LOCAL_COPIES = "local"  # beside the caches: whoever removes the folder removes all of it

@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcache.commands.console import printable
-from kdcache.commands.inspect import cache_parser, size_text
+from kdcache.commands.inspect import cache_parser
 from kdcache.errors import UsageError
 from kdcache.store import default_folder, open_cache
 from kdcache.store.leftovers import Leftover, Leftovers, find_leftovers, remove_leftover
+from kdcache.tables import printable, size_text
 
 _HOUR_S = 3600.0
 _ABOUT = (

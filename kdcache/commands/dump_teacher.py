@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdcache.commands.arguments import experiment_from
 from kdcache.commands.console import quiet_lightning
-from kdcache.commands.inspect import report_text
 from kdcache.config import build, build_model, fingerprint_function
 from kdcache.experiment import DumpExperiment
 from kdcache.paths import local_path
 from kdcache.store import check_cache_path
-from kdcache.tools.inspect import inspect_cache
 
 if TYPE_CHECKING:
     from kdcache.dump import DumpJob
@@ -41,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     here = this_replica(dump.part, ranks_per_replica=dump.ranks_per_replica)
     if here.rank == 0:
-        print(report_text(inspect_cache(cache.path), shutil.get_terminal_size().columns))
+        print(cache.summary())
     return 0
 
 

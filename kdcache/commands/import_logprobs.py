@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 
-from kdcache.commands.console import printable, shard_bar
-from kdcache.commands.inspect import Parser, report_text
-from kdcache.tools.inspect import inspect_cache
+from kdcache.commands.console import shard_bar
+from kdcache.commands.inspect import Parser
 
 _ABOUT = """\
 Make one split of a teacher cache from top-k log-probabilities that were made elsewhere.
@@ -58,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
             samples_per_shard=options.samples_per_shard,
             progress=progress,
         )
-    print(printable(report_text(inspect_cache(cache.path), shutil.get_terminal_size().columns)))
+    print(cache.summary())
     return 0
 
 

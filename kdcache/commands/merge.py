@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from kdcache.commands.console import shard_bar
-from kdcache.commands.inspect import Parser, report_text
-from kdcache.tools.inspect import inspect_cache
+from kdcache.commands.inspect import Parser
 from kdcache.tools.merge import merge_caches
 
 
@@ -23,5 +21,5 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     with shard_bar("merging") as progress:
         cache = merge_caches(options.sources, options.into, progress=progress)
-    print(report_text(inspect_cache(cache.path), shutil.get_terminal_size().columns))
+    print(cache.summary())
     return 0

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kdcache.commands.arguments import experiment_from
-from kdcache.commands.console import aligned, quiet_lightning
+from kdcache.commands.console import quiet_lightning
 from kdcache.commands.dump_teacher import make_job
 from kdcache.dump.recompute import TOLERANCE_NATS, Distance, Recomputed, recompute
 from kdcache.errors import UsageError
 from kdcache.experiment import DumpExperiment
 from kdcache.paths import local_path
 from kdcache.store import difference_table
+from kdcache.tables import aligned
 
 
 def run_again(cache: str, words: Sequence[str], num_samples: int, seed: int) -> list[Recomputed]:

@@ -6,13 +6,11 @@ import dataclasses
 import functools
 import inspect
 import shlex
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdcache.commands.arguments import experiment_from
-from kdcache.commands.console import aligned, quiet_lightning
-from kdcache.commands.score_table import score_table
+from kdcache.commands.console import quiet_lightning
 from kdcache.config import (
     build,
     build_model,
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
 
 Ended = TerminatedError | TrainingInterrupt | ProcessLostError
 
-_MAX_SEED = 2**32 - 1
-
 
 def run(arguments: Sequence[str]) -> int:
     """Train one student and print what came out."""
@@ -53,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     open_cache(experiment.cache)  # a missing cache is said before anything heavy is imported
     finished = _train(experiment, arguments)
     if finished is not None:
-        print(run_text(finished, shutil.get_terminal_size().columns))
+        print(finished.summary())
     return 0
 
 
@@ -64,11 +60,12 @@ def _train(experiment: StudentExperiment, arguments: Sequence[str]) -> StudentRu
 
     from kdcache.train import train_student
     from kdcache.train.pipelines import PIPELINES
+    from kdcache.train.run import MAX_SEED
 
     quiet_lightning()
     trainer = trainer_arguments(experiment.trainer, pl.Trainer)
-    if not 0 <= experiment.seed <= _MAX_SEED:
-        raise UsageError(f"the seed is a number from 0 to {_MAX_SEED}, not {experiment.seed}.")
+    if not 0 <= experiment.seed <= MAX_SEED:
+        raise UsageError(f"the seed is a number from 0 to {MAX_SEED}, not {experiment.seed}.")
     pl.seed_everything(experiment.seed, workers=True, verbose=False)  # also of what is built here
     train = functools.partial(
         train_student,
@@ -98,6 +95,7 @@ def _train(experiment: StudentExperiment, arguments: Sequence[str]) -> StudentRu
         monitor=experiment.monitor,
         resume=experiment.resume,
         experiment=to_yaml(experiment),
+        verbose=False,
     )
     try:
         finished = train()
@@ -174,22 +172,3 @@ def trainer_arguments(section: Mapping[str, Any], target: Callable[..., Any]) ->
         name: checked(build_nested(value, f"trainer.{name}"), wanted[name], f"trainer.{name}")
         for name, value in section.items()
     }
-
-
-def run_text(finished: StudentRun, width: int) -> str:
-    """What a person wants to know of a run: scores by validation set, losses, and where it is."""
-    parts = [score_table(finished, width), ""] if finished.scores else []
-    rows = [[name.removeprefix("train_"), f"{v:.4f}"] for name, v in finished.losses.items()]
-    parts += [aligned([["training loss", "last epoch"], *rows], width), ""] if rows else []
-    parts += [
-        f"student       {finished.student}",
-        *([f"pretrained    {finished.pretrained}"] if finished.pretrained else []),
-        f"trained       {_counted(finished.epochs, 'epoch')}, {_counted(finished.steps, 'step')}",
-        f"cache digest  {finished.digest}",
-        f"time          {finished.seconds:.1f} s",
-    ]
-    return "\n".join(parts)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

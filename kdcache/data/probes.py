@@ -75,6 +75,12 @@ def check_join(joined: Join, class_names: Sequence[str] = ()) -> None:
     names = tuple(class_names) or sources.class_names(None, joined.dataset)
     if names and manifest.class_names:
         _check_class_names(manifest.class_names, names)
+    elif names and len(names) != manifest.num_classes:
+        raise MismatchError(
+            f"there are {len(names)} class names ({', '.join(map(str, names[:4]))} ...), and "
+            f"{joined.view.cache} has {manifest.num_classes:,} classes. Correct the names, or dump "
+            "with the teacher of these classes."
+        )
     few = next(iter(joined.probe(_BATCH, _BATCH)), None)
     if few is None:
         raise AlignmentError(f"the stream joined with {joined.view.cache} gives no sample.")

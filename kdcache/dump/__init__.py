@@ -29,6 +29,7 @@ from kdcache.dump.ranks import joined, this_replica
 from kdcache.errors import UsageError
 from kdcache.paths import local_path
 from kdcache.store import Cache
+from kdcache.tables import is_watched
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def dump_teacher(
     precision: str = "32-true",
     grace_s: float = 30.0,
     progress: bool = True,
+    verbose: bool = True,
 ) -> Cache:
     """Run a teacher over every sample once and keep its soft targets.
 
@@ -95,6 +97,8 @@ def dump_teacher(
         precision: Fabric's names: ``32-true``, ``bf16-mixed``, ``16-mixed``, ...
         grace_s: seconds after SIGTERM in which the shard in hand is finished, where it can be.
         progress: show a bar where standard error is a terminal.
+        verbose: print what the cache holds at the end, where standard output is a terminal or a
+            notebook.
 
     Returns:
         The cache, opened; complete unless other parts are still to run.
@@ -132,6 +136,10 @@ def dump_teacher(
         ranks_per_replica=ranks_per_replica,
     )
     _warn_of_chance(finished, list(job.loaders))
+    replica = this_replica(part, ranks_per_replica=ranks_per_replica)
+    is_first = replica.number == 0 and replica.rank == 0
+    if verbose and (is_first or part is not None) and is_watched():
+        print(finished.summary())
     return finished
 
 
@@ -171,8 +179,8 @@ def run_job(
         part: this job's share.
         ranks_per_replica: launched processes that hold one teacher together.
     """
-    if devices < 1:
-        raise UsageError(f"devices is at least 1, not {devices}.")
+    if type(devices) is not int or devices < 1:
+        raise UsageError(f"devices is a number, at least 1, not {devices!r}.")
     replica = this_replica(part, ranks_per_replica=ranks_per_replica)
     if devices > 1 and max(replica.count, replica.num_ranks) > 1:
         raise UsageError(

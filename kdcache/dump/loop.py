@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,18 @@ class DumpJob:
 
     def __post_init__(self) -> None:
         check_key_source(self.key)
+        teacher: object = self.teacher
+        is_module_class = isinstance(teacher, type) and not _needs_nothing(teacher)
+        if not callable(teacher) or is_module_class:
+            raise UsageError(
+                f"teacher is an nn.Module that is made, or a function that makes one, not "
+                f"{teacher!r:.100}."
+            )
+        codec: object = self.codec
+        if not hasattr(codec, "num_pilot_samples"):
+            raise UsageError(
+                f"codec is one that is made, such as kdcache.TopKCodec(k=32), not {codec!r:.100}."
+            )
         if not self.loaders:
             raise UsageError("there is no split to dump: give at least a training loader.")
         other = next((k for k, v in self.loaders.items() if not isinstance(v, DataLoader)), None)
@@ -66,6 +79,15 @@ class DumpJob:
             raise UsageError(f"samples_per_shard is at least 1, not {self.samples_per_shard}.")
         if not self.grace_s >= 0:
             raise UsageError(f"grace_s is a time in seconds, 0 or more, not {self.grace_s}.")
+
+
+def _needs_nothing(made: type) -> bool:
+    """Whether a class can be called without arguments, as a function that makes a teacher."""
+    try:
+        inspect.signature(made).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def is_complete(cache: Path, splits: Sequence[str]) -> bool:

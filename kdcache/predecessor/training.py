@@ -16,11 +16,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdcache.data import sources
+from kdcache.data.batch import BatchMapping
 from kdcache.dump import dump_teacher
 from kdcache.dump.loop import is_complete
 from kdcache.errors import CacheIncompleteError, UsageError
 from kdcache.losses import Objective
 from kdcache.paths import local_path
+from kdcache.predecessor.arguments import check_arguments
 from kdcache.predecessor.calls import (
     call_mapping,
     called_alike,
@@ -32,8 +34,10 @@ from kdcache.predecessor.devices import Devices, off_the_device, wait_for
 from kdcache.tracking import Tracking
 from kdcache.train import StudentRun, train_student
 from kdcache.train.optimizers import optimizer_maker
+from kdcache.train.pipelines import pipeline_of
 from kdcache.train.resume import Resumption
 from kdcache.train.schedules import Schedule, linear_decay_with_warm_up
+from kdcache.train.trainer_options import check_options
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +89,7 @@ class KnowledgeDistillationTraining:
             cache; None where the cache is complete.
         logging_param: hyper-parameters to save with the experiment.
         cache: folder of the teacher cache.
+        verbose: print at the end of each stage what came out, on a terminal or in a notebook.
 
     Raises:
         UsageError: an argument is missing or wrong.
@@ -118,9 +123,12 @@ class KnowledgeDistillationTraining:
         teacher_model: Teacher | None = None,
         logging_param: Mapping[str, Any] | Namespace | None = None,
         cache: str | Path = DEFAULT_CACHE,
+        verbose: bool = True,
     ) -> None:
-        if not isinstance(student_model, nn.Module) or train_data_loader is None:
+        check_arguments({**locals()}, KnowledgeDistillationTraining.__init__)
+        if student_model is None or train_data_loader is None:
             raise UsageError("student_model and train_data_loader are needed for any training.")
+        self._verbose = verbose
         self._student: nn.Module = student_model
         self._teacher = teacher_model
         self._data = _Loaders(train_data_loader, sources.validation_loaders(val_data_loaders))
@@ -151,9 +159,9 @@ class KnowledgeDistillationTraining:
                 "deterministic": deterministic,
             },
         }
-        check_settings(self._options)
         if inference_pipeline is not None:
             self._options["pipelines"] = dict.fromkeys(self._data.validation, inference_pipeline)
+        check_settings(self._options)
 
     def start_kd_training(self) -> StudentRun:
         """Dump the teacher where the cache is not complete, let go of it, and train the student.
@@ -171,6 +179,7 @@ class KnowledgeDistillationTraining:
             self._data,
             self._cache,
             batch=call_mapping(self._student, first_batch(self._data.train)),
+            verbose=self._verbose,
             **self._options,
         )
 
@@ -207,6 +216,7 @@ class KnowledgeDistillationTraining:
                 key="content" if sources.is_stream(self._data.train.dataset) else "index",
                 part=self._devices.part(),
                 accelerator=self._devices.accelerator,
+                verbose=self._verbose,
             )
         wait_for(self._cache, tuple(splits))
 
@@ -256,6 +266,8 @@ def check_settings(options: Mapping[str, Any]) -> None:
     Objective(losses=options["losses"], temperature=options["temperature"])
     optimizer_maker(options["optimizer"], options["learning_rate"])
     Schedule.of(options["scheduler"])
-    Tracking.of(options["tracking"])
+    check_options(options["trainer"], Tracking.of(options["tracking"]))
+    for name, pipeline in options.get("pipelines", {}).items():
+        pipeline_of(pipeline, name, BatchMapping(), 1.0)
     if options["resume"] is not None:
         Resumption.of(local_path(options["resume"], "resume_from_checkpoint"))

@@ -16,6 +16,7 @@ import numpy as np
 from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, is_name, num_rows
 from kdcache.errors import (
     CacheCorruptedError,
+    CacheError,
     CacheIncompleteError,
     CacheMissingError,
     suggest,
@@ -39,9 +40,10 @@ from kdcache.store.layout import (
 )
 from kdcache.store.manifest import Manifest, read_manifest
 from kdcache.store.tables import read_table
+from kdcache.tables import columns_of_terminal, printable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cache:
     """An opened teacher cache: a mapping from split name to its view 0.
 
@@ -50,6 +52,11 @@ class Cache:
     """
 
     path: Path
+
+    def __repr__(self) -> str:
+        """One line: where it is, and how many samples of each split are there."""
+        parts = [f"{name}: {self[name].describe()}" for name in self.splits]
+        return f"Cache({str(self.path)!r}, {', '.join(parts) or 'empty'})"
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -67,6 +74,18 @@ class Cache:
                 f"{error.filename} cannot be looked at ({error.strerror})."
             ) from error
         return tuple(sorted(names))
+
+    def summary(self, width: int | None = None) -> str:
+        """The table that ``kdcache inspect`` prints.
+
+        Args:
+            width: characters of a line; the terminal's if None.
+        """
+        from kdcache.store.inspection import inspect_cache  # which opens caches itself
+        from kdcache.store.report import report_text
+
+        columns = columns_of_terminal() if width is None else width
+        return printable(report_text(inspect_cache(self.path), columns))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.splits)
@@ -91,7 +110,7 @@ class Cache:
         return View(cache=self.path, folder=folder)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class View:
     """One view of one split: manifest, commits, and decoded shards.
 
@@ -102,6 +121,21 @@ class View:
 
     cache: Path
     folder: Path
+
+    def __repr__(self) -> str:
+        """One line: where it is, and how much of it is there."""
+        return f"View({str(self.folder)!r}, {self.describe()})"
+
+    def describe(self) -> str:
+        """``60,000 samples``, or how many of the shards are there; never an error."""
+        try:
+            if self.is_complete:
+                return f"{self.manifest.num_samples:,} samples"
+            if self.manifest.is_open:
+                return f"{len(self.commits):,} shards of a stream"
+            return f"{len(self.commits):,} of {self.manifest.num_shards:,} shards"
+        except CacheError as error:
+            return type(error).__name__
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -26,6 +26,9 @@ from kdcache.train.silence import quiet_lightning
 from kdcache.train.termination import Termination
 from kdcache.train.trainer_options import make_trainer
 
+_EPOCHS = 10
+_LOG_EVERY = 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
@@ -78,12 +81,13 @@ def fit(
     step = 0 if resume is None else resume.step
     made = [] if "logger" in options else make_loggers(tracking, folder, before_step=step)
     settings: dict[str, Any] = {
-        "max_epochs": 10,
+        "max_epochs": _EPOCHS,
         "logger": made,
         "default_root_dir": folder,
         "enable_model_summary": False,
         "enable_progress_bar": progress and sys.stderr.isatty(),
         "num_sanity_val_steps": 0,
+        "log_every_n_steps": _log_interval(loader, options),
         **options,
     }
     kept = [] if settings.get("enable_checkpointing") is False else checkpoints(module, folder)
@@ -109,6 +113,23 @@ def fit(
                 trainer.validate(module, verbose=False)
                 metrics |= last_metrics(trainer)
     return Fitted(trainer=trainer, metrics=metrics, epochs=epochs, steps=steps)
+
+
+def _log_interval(loader: Any, options: Mapping[str, Any]) -> int:
+    """Lightning's 50 steps, and fewer where the training would log no ten of them.
+
+    A guess from what is known before: where the training's length is not, it is 50.
+    """
+    try:
+        batches = len(loader)
+    except TypeError:  # a stream
+        batches = None
+    epochs, steps = options.get("max_epochs") or _EPOCHS, options.get("max_steps") or -1
+    counts = [steps] if steps > 0 else []
+    if batches and epochs > 0:
+        accumulate = options.get("accumulate_grad_batches") or 1
+        counts.append(epochs * -(-batches // accumulate))
+    return max(1, min(_LOG_EVERY, min(counts, default=_LOG_EVERY * 10) // 10))
 
 
 def _leave_group() -> None:

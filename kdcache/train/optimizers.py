@@ -6,6 +6,7 @@ The names are those of Knowledge-Distillation-Toolkit, with its settings.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def optimizer_maker(spec: str | MakeOptimizer | None, learning_rate: float) -> M
         learning_rate: of a named one.
 
     Raises:
-        UsageError: the name is not known.
+        UsageError: the name is not known, or the rate is no number above 0.
     """
     if isinstance(spec, torch.optim.Optimizer):
         raise UsageError(
@@ -51,6 +52,9 @@ def optimizer_maker(spec: str | MakeOptimizer | None, learning_rate: float) -> M
             )
         return spec
     name = "adam" if spec is None else spec
+    is_number = isinstance(learning_rate, int | float) and not isinstance(learning_rate, bool)
+    if not is_number or not 0 < learning_rate < math.inf:
+        raise UsageError(f"learning_rate is a number above 0, not {learning_rate!r}.")
     if name not in OPTIMIZERS:
         raise UsageError(f"there is no optimizer {name!r}. {suggest(name, OPTIMIZERS)}")
     return functools.partial(OPTIMIZERS[name], lr=learning_rate)

@@ -19,10 +19,12 @@ from kdcache.data.batch import Mapped
 from kdcache.data.batch_section import parse_mapping
 from kdcache.data.output_kind import warn_of_constants
 from kdcache.data.vocabulary import find_tokenizer
+from kdcache.errors import UsageError
 from kdcache.losses import Objective
 from kdcache.losses.evaluation import Reduction
 from kdcache.paths import local_path
 from kdcache.store import open_cache
+from kdcache.tables import is_watched
 from kdcache.tracking import Tracking
 from kdcache.tracking.code_version import code_version
 from kdcache.tracking.source_code import EXPERIMENT_FILE
@@ -45,6 +47,9 @@ from kdcache.train.student_run import StudentRun
 from kdcache.train.trainer_options import check_options
 from kdcache.version import __version__
 from kdcache.weights import save_weights
+
+MAX_SEED = 2**32 - 1
+"""The largest that all of Python, NumPy and torch take."""
 
 
 def train_student(
@@ -74,6 +79,7 @@ def train_student(
     tracking: Tracking | Mapping[str, Any] | None = None,
     resume: str | Path | None = None,
     experiment: str | None = None,
+    verbose: bool = True,
 ) -> StudentRun:
     """Train one student from a teacher cache.
 
@@ -123,6 +129,8 @@ def train_student(
             quite, and said so: from a checkpoint within an accumulated step, and with
             ReduceLROnPlateau.
         experiment: text of an experiment file that says all this, kept as ``experiment.yaml``.
+        verbose: print the run's summary at its end, where standard output is a terminal or a
+            notebook.
 
     Returns:
         The run: folder, metrics, seconds. ``run.json`` in its folder says what it was. A student
@@ -135,9 +143,10 @@ def train_student(
         ProcessLostError: another process of the training ended; checkpoints stay.
         KdcacheError: see ``kdcache.errors``; nothing is overwritten.
     """
-    options = dict(trainer or {})
+    _check_student(student, seed)
     tracked = Tracking.of(tracking)
-    check_options(options, tracked)
+    check_options({} if trainer is None else trainer, tracked)
+    options = dict(trainer or {})
     resumption = None if resume is None else Resumption.of(local_path(resume, "resume"))
     chosen = None if output is None else local_path(output, "output")
     objective = Objective(
@@ -152,13 +161,14 @@ def train_student(
     joining = Joining(
         batch=mapping,
         local_copy=None if local_copy is None else local_path(local_copy, "local_copy"),
-        codecs=codecs,
+        codecs=[codecs] if isinstance(codecs, str) else codecs,
         fingerprint=fingerprint,
         check_fingerprints=not allow_mismatch,
     )
     joined = join_data(data, opened, joining, class_names)
     objective.check_codec(joined.train.codec)
     warn_of_constants(objective.losses, joined.train.view.manifest.created)
+    is_validated = options.get("limit_val_batches") != 0
     module = StudentModule(
         student,
         losses=losses,
@@ -171,8 +181,8 @@ def train_student(
         head=head,
         monitor=monitor,
         grad_norm=tracked.grad_norm,
-        validation=joined.validation,
-        pipelines=pipelines,
+        validation=joined.validation if is_validated else {},
+        pipelines=pipelines if is_validated else {},
     )
     digest = joined.train.view.digest
     module.record = plain(
@@ -223,7 +233,19 @@ def train_student(
     save_weights(student, run.student, {"cache_digest": digest})
     save_pretrained(student, find_tokenizer(data, joined.loader), folder / PRETRAINED_FOLDER)
     write_record(folder, {**module.record, **run.results()})
+    if verbose and is_watched():
+        print(run.summary())
     return run
+
+
+def _check_student(student: object, seed: object) -> None:
+    if not isinstance(student, nn.Module):
+        raise UsageError(
+            f"student is an nn.Module that is made, such as Student(), not {student!r:.100}."
+        )
+    is_seed = type(seed) is int and 0 <= seed <= MAX_SEED
+    if seed is not None and not is_seed:
+        raise UsageError(f"the seed is a number from 0 to {MAX_SEED}, not {seed!r}.")
 
 
 def _run(
@@ -257,6 +279,7 @@ def _run(
         metrics=fitted.metrics,
         scores=module.scores,
         lower_bounds=module.lower_bounds,
+        parts=module.validation.parts,
         epochs=fitted.epochs,
         steps=fitted.steps,
         seconds=seconds,

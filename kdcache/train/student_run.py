@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdcache.tables import columns_of_terminal
 from kdcache.train.diagnostics import DIFFERENCES
 from kdcache.train.output import PRETRAINED_FOLDER
+from kdcache.train.pipelines.protocol import RESULT
+from kdcache.train.report import run_text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StudentRun:
     """What came out of a run.
 
@@ -24,6 +27,8 @@ class StudentRun:
         lower_bounds: names of the metrics that are lower bounds: ``<set>_teacher_kl``,
             ``<set>_kd_loss`` and ``<set>_teacher_cross_entropy`` where the cache holds the top k
             only.
+        parts: validation set -> how much of it was scored, in words, where that is not all
+            (``limit_val_batches``).
         epochs: that were trained.
         steps: of the optimiser, in all of them.
         seconds: wall-clock time of training, validation included.
@@ -39,6 +44,7 @@ class StudentRun:
     steps: int
     seconds: float
     digest: str
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pretrained(self) -> Path | None:
@@ -48,6 +54,20 @@ class StudentRun:
         """
         folder = self.output / PRETRAINED_FOLDER
         return folder if folder.is_dir() else None
+
+    def __repr__(self) -> str:
+        """One line: where it is, how long it was trained, the first score."""
+        first = next(iter(self.scores), None)
+        score = "" if first is None else f", {first}_{RESULT}={self.scores[first][RESULT]:.4g}"
+        return f"StudentRun({str(self.output)!r}, epochs={self.epochs}, steps={self.steps}{score})"
+
+    def summary(self, width: int | None = None) -> str:
+        """The tables that ``kdcache train-student`` prints.
+
+        Args:
+            width: characters of a line; the terminal's if None.
+        """
+        return run_text(self, columns_of_terminal() if width is None else width)
 
     @property
     def losses(self) -> dict[str, float]:
@@ -66,6 +86,7 @@ class StudentRun:
             "metrics": self.metrics,
             "scores": self.scores,
             "lower_bounds": self.lower_bounds,
+            "parts": self.parts,
             "epochs": self.epochs,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),

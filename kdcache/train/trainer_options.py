@@ -3,39 +3,85 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 
-from kdcache.errors import UsageError
+from kdcache.errors import UsageError, suggest
 from kdcache.tracking import Tracking
 
 log = logging.getLogger(__name__)
+
+PRECISIONS = (
+    *("16", "16-mixed", "16-true", "bf16", "bf16-mixed", "bf16-true", "32", "32-true", "64"),
+    *("64-true", "transformer-engine", "transformer-engine-float16"),
+)
+"""Lightning's names."""
+
+_UNUSED = ("limit_test_batches", "limit_predict_batches")
 
 # Short names, which Lightning takes as well, with a warning.
 _PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
-def check_options(options: Mapping[str, Any], tracking: Tracking) -> None:
+def check_options(options: object, tracking: Tracking) -> None:
     """Raise UsageError for an argument of the Trainer that would not do what it says."""
+    if not isinstance(options, Mapping):
+        raise UsageError(f"trainer is a mapping of the Trainer's arguments, not {options!r}.")
+    unused = next((name for name in _UNUSED if name in options), None)
+    if unused is not None:
+        raise UsageError(
+            f"trainer.{unused} would change nothing: a run trains and validates, and neither tests "
+            "nor predicts. Leave it out."
+        )
     if "logger" in options and tracking.loggers is not None:
         raise UsageError(
             "tracking.loggers and trainer.logger are both given, and only one can say where a run "
             "is logged. Leave one of them out."
         )
-    limit = options.get("limit_val_batches")
-    if limit not in (None, 1.0) or type(limit) is int:  # 1 would be one batch
+    for name in ("limit_train_batches", "limit_val_batches"):
+        _check_limit(name, options.get(name))
+    _check_length(options)
+    precision = options.get("precision")
+    if precision is not None and str(precision) not in PRECISIONS:
         raise UsageError(
-            "trainer.limit_val_batches cannot be used: each validation set is scored as a whole by "
-            "its inference pipeline. Give a smaller set, or validate less often with "
-            "trainer.check_val_every_n_epoch."
+            f"there is no trainer.precision {precision!r}. {suggest(str(precision), PRECISIONS)}"
         )
     accumulate = options.get("accumulate_grad_batches", 1)
     if type(accumulate) is not int or accumulate < 1:
         raise UsageError(
             f"trainer.accumulate_grad_batches is how many batches make a step, 1 or more, not "
             f"{accumulate!r}."
+        )
+
+
+def _check_limit(name: str, limit: object) -> None:
+    if limit is None:
+        return
+    if (
+        not isinstance(limit, int | float)
+        or type(limit) is bool
+        or not 0 <= limit <= (1 if isinstance(limit, float) else math.inf)
+    ):
+        raise UsageError(
+            f"trainer.{name} is a number of batches, or a share from 0.0 to 1.0, not {limit!r}."
+        )
+    if name == "limit_train_batches" and limit == 0:
+        raise UsageError(f"trainer.{name} is {limit}: nothing would be trained. Leave it out.")
+
+
+def _check_length(options: Mapping[str, Any]) -> None:
+    """Refuse a training that never ends, or ends before it begins."""
+    epochs, steps = options.get("max_epochs"), options.get("max_steps", -1)
+    for name, number in (("max_epochs", epochs), ("max_steps", steps)):
+        if number is not None and (type(number) is not int or number < -1):
+            raise UsageError(f"trainer.{name} is a number, or -1 for no limit, not {number!r}.")
+    if epochs == -1 and steps == -1 and options.get("max_time") is None:
+        raise UsageError(
+            "trainer.max_epochs is -1: this training would never end. Give a number of epochs, or "
+            "trainer.max_steps or trainer.max_time beside it."
         )
 
 
@@ -66,8 +112,6 @@ def make_trainer(settings: Mapping[str, Any], options: Mapping[str, Any]) -> pl.
             type(trainer.accelerator).__name__.removesuffix("Accelerator"),
             trainer.precision,
         )
-    # fast_dev_run and overfit_batches limit it as well; ours are names of whole sets.
-    trainer.limit_val_batches = 1.0
     return trainer
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdcache.data.batch import Mapped
 from kdcache.errors import KdcacheError, UsageError, suggest
+from kdcache.train.first_batches import FirstBatches, first_batches
 from kdcache.train.pipelines import RESULT, pipeline_of, run_pipeline
 from kdcache.train.pipelines.built_in import BuiltInPipeline
 from kdcache.train.pipelines.distance import DistancePipeline
@@ -78,6 +79,7 @@ class Validation:
     Attributes:
         scores: set -> numbers of its last validation, equal on all ranks.
         lower_bounds: names of the logged scores (``<set>_<number>``) that are lower bounds.
+        parts: set -> how much of it is scored, in words, where that is not all.
 
     Raises:
         UsageError: there is a pipeline for no set, or an object that is none.
@@ -107,6 +109,9 @@ class Validation:
         self._distance = DistancePipeline(batch, temperature=temperature)
         self.scores: Scores = {}
         self.lower_bounds: tuple[str, ...] = ()
+        self.parts: dict[str, str] = {}
+        self._trainer: pl.Trainer | None = None
+        self._limit: int | float = 1.0
         self._meeting = Meeting()
         self._is_dealt = False
         self._share = _Share()
@@ -135,11 +140,25 @@ class Validation:
 
     def names(self, trainer: pl.Trainer) -> Names:
         """The sets that this rank scores; on each rank as many items, so some may be None."""
+        self._take_limit(trainer)
         names: list[str | None] = list(self._sets)
         if not can_work_apart(trainer):
             return Names(names)
         rank, size = trainer.global_rank, trainer.world_size
         return Names([*names, *[None] * (-len(names) % size)][rank::size])
+
+    def _take_limit(self, trainer: pl.Trainer) -> None:
+        """``limit_val_batches`` is of each set's batches; Lightning would count sets by it."""
+        limit = trainer.limit_val_batches
+        if trainer is not self._trainer:
+            self._trainer, self._limit, self.parts = trainer, 1.0, {}
+        if type(limit) is int or limit != 1.0:
+            self._limit = limit
+            trainer.limit_val_batches = 1.0
+        for name, one in self._sets.items():
+            part = first_batches(one.loader, self._limit, name)
+            if isinstance(part, FirstBatches):
+                self.parts[name] = str(part)
 
     def begin(self, trainer: pl.Trainer, student: nn.Module) -> None:
         """All ranks are here together, before any scores."""
@@ -186,10 +205,12 @@ class Validation:
         pipeline, found = self._pipelines[name], self._sets[name]
         is_ours = isinstance(pipeline, BuiltInPipeline)
         loader = found.joined if is_ours and found.joined is not None else found.loader
+        loader = first_batches(loader, self._limit, name)
         results = run_pipeline(pipeline, name, student, loader)
         bounds = set(getattr(pipeline, "lower_bounds", ()))
         if found.joined is not None and not is_ours:
-            distance = self._distance.run_inference_pipeline(student, found.joined)
+            joined = first_batches(found.joined, self._limit, name)
+            distance = self._distance.run_inference_pipeline(student, joined)
             del distance[RESULT]
             _check_distinct(results, distance, name, pipeline)
             results |= distance

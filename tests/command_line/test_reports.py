@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 from kdcache.cli import main
-from kdcache.commands.console import aligned
-from kdcache.commands.inspect import report_text, size_text
 from kdcache.commands.verify import verification_text
-from kdcache.tools.inspect import inspect_cache
+from kdcache.store.inspection import inspect_cache
+from kdcache.store.report import report_text
+from kdcache.tables import aligned, size_text
 from kdcache.tools.verify import Verification
 
 CACHE = "runs/teacher.zarr"

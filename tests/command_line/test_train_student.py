@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kdcache.cli import main
-from kdcache.commands.train_student import run_text
 from kdcache.train import StudentRun
+from kdcache.train.report import run_text
 
 
 def call(capsys, *words):
@@ -53,9 +53,10 @@ def test_a_users_error_in_a_worker_says_where(here, capsys):
     code, _, text = call(capsys, *words)
     assert code == 1
     assert "Traceback" not in text
-    (line,) = [line for line in text.splitlines() if "disk" in line]
-    assert line.startswith("ValueError: the disk is on fire (at ")
-    assert "user_module.py:" in line
+    where, what = text.splitlines()[1:3]
+    assert where.startswith("SampleError: sample 40 of split 'train' cannot be read")
+    assert "user_module.py:" in where
+    assert what.strip() == "ValueError: the disk is on fire"
 
 
 def test_an_error_below_the_users_code_names_the_users_line(here, capsys):

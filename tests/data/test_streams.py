@@ -8,10 +8,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import kdcache
 from kdcache import CachedDataset, CachedStream
-from kdcache.commands.inspect import report_text
 from kdcache.errors import AlignmentError, CacheIncompleteError, DataError, SampleError
 from kdcache.store import open_cache
-from kdcache.tools.inspect import inspect_cache
+from kdcache.store.inspection import inspect_cache
+from kdcache.store.report import report_text
 from kdcache.tools.verify import verify_cache
 from tests.data import toys
 

@@ -15,8 +15,8 @@ from kdcache.data.fingerprint import fingerprint
 from kdcache.errors import MismatchError
 from kdcache.importers import logprobs as tool
 from kdcache.store import ViewWriter, open_cache
-from kdcache.tools.fidelity import totals
-from kdcache.tools.inspect import inspect_cache
+from kdcache.store.inspection import inspect_cache
+from kdcache.store.sums import totals
 from kdcache.tools.merge import merge_caches
 from kdcache.tools.verify import verify_cache
 from tests.importers.teacher_files import (

@@ -7,7 +7,7 @@ import tracemalloc
 
 from kdcache.errors import KdcacheError
 from kdcache.store import open_cache, open_local_copy
-from kdcache.tools.inspect import inspect_cache
+from kdcache.store.inspection import inspect_cache
 from kdcache.tools.verify import verify_cache
 from tests.store.synthetic import stored_object
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kdcache.store import ViewWriter, open_cache
-from kdcache.tools.fidelity import deviation, fidelity_notes
+from kdcache.store.sums import deviation
+from kdcache.tools.fidelity import fidelity_notes
 from kdcache.tools.verify import verify_cache
 from tests.data import toys
 from tests.store.synthetic import make_shards, manifest

@@ -272,13 +272,6 @@ def test_checkpoints_can_be_switched_off(train):
     }
 
 
-@pytest.mark.parametrize("limit", [2, 1, 0, 0.5])
-def test_part_of_a_validation_set_is_refused(train, tmp_path, limit):
-    with pytest.raises(UsageError, match=r"limit_val_batches.*scored as a whole"):
-        train(trainer={"limit_val_batches": limit})
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("number", [0, -1, 2.5, True])
 def test_a_step_has_at_least_one_batch(train, tmp_path, number):
     with pytest.raises(UsageError, match=r"accumulate_grad_batches .* 1 or more, not"):

@@ -1,4 +1,7 @@
-"""The table of a student's scores: a row for each validation set, and one below for its teacher."""
+"""What came out of a student run, as tables for a person.
+
+A row for each validation set, and one below it for its teacher.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from kdcache.commands.console import aligned
+from kdcache.tables import aligned
 
 if TYPE_CHECKING:
-    from kdcache.train import StudentRun
+    from kdcache.train.student_run import StudentRun
 
 _LABELS = {
     "accuracy": "accuracy",
@@ -30,6 +33,21 @@ _TEACHER = "teacher_"
 _BOUND = ">=  a lower bound: the cache holds the top k classes and the sum of the others"
 
 
+def run_text(finished: StudentRun, width: int) -> str:
+    """What a person wants to know of a run: scores by validation set, losses, and where it is."""
+    parts = [score_table(finished, width), ""] if finished.scores else []
+    rows = [[name.removeprefix("train_"), f"{v:.4f}"] for name, v in finished.losses.items()]
+    parts += [aligned([["training loss", "last epoch"], *rows], width), ""] if rows else []
+    parts += [
+        f"student       {finished.student}",
+        *([f"pretrained    {finished.pretrained}"] if finished.pretrained else []),
+        f"trained       {_counted(finished.epochs, 'epoch')}, {_counted(finished.steps, 'step')}",
+        f"cache digest  {finished.digest}",
+        f"time          {finished.seconds:.1f} s",
+    ]
+    return "\n".join(parts)
+
+
 def score_table(finished: StudentRun, width: int) -> str:
     """Scores of all sets as text, and what is said of them below.
 
@@ -47,7 +65,9 @@ def score_table(finished: StudentRun, width: int) -> str:
         if any(_TEACHER + name in numbers for name in kinds):
             cells = (_cell(finished, split, _TEACHER + name) for name in kinds)
             rows.append(["  its teacher", *cells])
-    return "\n".join([aligned(rows, width), *([_BOUND] if finished.lower_bounds else [])])
+    notes = [_BOUND] if finished.lower_bounds else []
+    notes += [f"{split}: scores of a part, {part}" for split, part in finished.parts.items()]
+    return "\n".join([aligned(rows, width), *notes])
 
 
 def _cell(finished: StudentRun, split: str, name: str) -> str:
@@ -69,3 +89,7 @@ def _is_new(name: str, scores: Mapping[str, Mapping[str, float]]) -> bool:
         for numbers in scores.values()
         if name in numbers
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -8,10 +8,10 @@ from typing import Any
 
 from kdcache.chance import chance_remark
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS
-from kdcache.store import Cache, View, open_cache
+from kdcache.store.cache import Cache, View, open_cache
 from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER
 from kdcache.store.origins import TEACHER_PARTS
-from kdcache.tools.fidelity import FIDELITY, TEACHER, deviation, means, totals
+from kdcache.store.sums import FIDELITY, TEACHER, deviation, means, totals
 
 TRAIN = "train"
 _SIGMAS = 4.0
