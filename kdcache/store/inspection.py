@@ -10,7 +10,7 @@ from kdcache.chance import chance_remark
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS
 from kdcache.store.cache import Cache, View, open_cache
 from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER
-from kdcache.store.origins import TEACHER_PARTS
+from kdcache.store.origins import teacher_of
 from kdcache.store.sums import FIDELITY, TEACHER, deviation, means, totals
 
 TRAIN = "train"
@@ -105,9 +105,7 @@ def _several_teachers(cache: Cache) -> list[str]:
     """A remark where splits were dumped by different teachers, or in different precisions."""
     teachers: dict[str, list[str]] = {}
     for name in cache:
-        origin = cache[name].manifest.origin
-        parts = (origin[part] for part in TEACHER_PARTS)
-        teachers.setdefault(" ".join(part for part in parts if part), []).append(name)
+        teachers.setdefault(teacher_of(cache[name].manifest), []).append(name)
     if len(teachers) < 2:
         return []
     listed = "; ".join(f"{', '.join(splits)}: {teacher}" for teacher, splits in teachers.items())

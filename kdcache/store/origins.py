@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from kdcache.store.manifest import Manifest
 
 MAX_TEXT = 200
-TEACHER_PARTS = ("teacher.class", "teacher.weights", "precision")
-"""The parts that are shown as they are, and tell one teacher from another."""
+_TEACHER = ("teacher.class", "teacher.weights", "precision")
 
 DATA = "data"
 _OF_DATA = ("dataset.", "collate", "class_names", "vocabulary")
@@ -37,7 +36,7 @@ def origin_of(manifest: Manifest) -> dict[str, str]:
         Part -> a text of at most ``MAX_TEXT`` characters, as it is or as a digest.
     """
     rest = dict(manifest.identity)
-    shown = {name: _bounded(rest.pop(name, "")) for name in TEACHER_PARTS}
+    shown = {name: _bounded(rest.pop(name, "")) for name in _TEACHER}
     batch = rest.pop("batch", "")
     data = {name: rest.pop(name) for name in list(rest) if name.startswith(_OF_DATA)}
     columns = {column.name: column.to_json() for column in manifest.columns}
@@ -50,6 +49,11 @@ def origin_of(manifest: Manifest) -> dict[str, str]:
         "view": f"{manifest.split}/{view_name(manifest.view)}",
         "other settings": _digest(rest),
     }
+
+
+def teacher_of(manifest: Manifest) -> str:
+    """Which teacher made a split's targets: its class, its weights, and how exactly it ran."""
+    return " ".join(part for name in _TEACHER if (part := manifest.origin[name]))
 
 
 def foreign_parts(

@@ -53,52 +53,69 @@ def survey(view: View) -> Survey:
     """Read all that a view says of its shards; CacheCorruptedError only for its manifest."""
     manifest = view.manifest
     index: tuple[Commit, ...] | None = None
-    index_problem = manifest_problem = foreign_index = ""
+    index_problem, manifest_problem, foreign = "", "", None
     try:
         index = read_index(view.folder, manifest)
     except ForeignShardError as error:
-        foreign_index = str(error)
+        foreign = error
     except ManifestChangedError as error:
         manifest_problem = str(error)
     except CacheCorruptedError as error:
         index_problem = str(error)
-    records: dict[int, Commit] = {}
-    record_problems: dict[int, str] = {}
-    foreign: list[int] = []
-    most, recorded = manifest.num_shards, sorted(recorded_shards(view.folder))
+    recorded = sorted(recorded_shards(view.folder))
+    found = _Records()
     for shard in recorded:
-        if shard >= most:
-            continue
-        try:
-            records[shard] = read_commit(view.folder, manifest, shard)
-        except ForeignShardError as error:
-            record_problems[shard] = str(error)
-            foreign.append(shard)
-        except ManifestChangedError as error:
-            # The last block of a stream is shorter, but how long, only its end tells.
-            if manifest.is_open and shard == recorded[-1]:
-                record_problems[shard] = str(error)
-            else:
-                manifest_problem = manifest_problem or str(error)
-        except CacheCorruptedError as error:
-            record_problems[shard] = str(error)
-    if foreign_index and records:
-        index_problem = foreign_index
-    elif foreign_index or (len(foreign) > 1 and not (records or index)):
+        if shard < manifest.num_shards:
+            found.read(view, shard, is_last=shard == recorded[-1])
+    manifest_problem = manifest_problem or found.manifest_problem
+    if foreign is not None and found.sound:
+        index_problem = str(foreign)
+    elif foreign is not None or (len(found.foreign) > 1 and not (found.sound or index)):
         # Nothing in it belongs to the manifest: more likely that was changed than all the rest.
-        manifest_problem = manifest_problem or (
-            f"{view.folder / GROUP_FILE} is of another dump than everything beside it. Restore it; "
-            f"or, where the shards were copied here, move {view.folder / COMMITS_FOLDER} and "
-            f"{INDEX_FILE} away, and run the same kdcache dump-teacher command again. "
-            f"{foreign_index or record_problems[foreign[0]]}"
-        )
+        one = foreign or next(iter(found.foreign.values()))
+        manifest_problem = manifest_problem or _exchanged(view, one)
+        found.foreign.clear()
     return Survey(
         index={commit.shard: commit for commit in index or ()},
         index_problem=index_problem,
         manifest_problem=manifest_problem,
-        records=records,
-        record_problems=record_problems,
-        beyond=tuple(shard for shard in recorded if shard >= most),
+        records=found.sound,
+        record_problems=found.problems | {n: str(error) for n, error in found.foreign.items()},
+        beyond=tuple(shard for shard in recorded if shard >= manifest.num_shards),
+    )
+
+
+class _Records:
+    """The commit records of a view, sorted by what they are."""
+
+    def __init__(self) -> None:
+        self.sound: dict[int, Commit] = {}
+        self.problems: dict[int, str] = {}
+        self.foreign: dict[int, ForeignShardError] = {}
+        self.manifest_problem = ""
+
+    def read(self, view: View, shard: int, *, is_last: bool) -> None:
+        """Read one; ``is_last`` where none is of a later shard."""
+        try:
+            self.sound[shard] = read_commit(view.folder, view.manifest, shard)
+        except ForeignShardError as error:
+            self.foreign[shard] = error
+        except ManifestChangedError as error:
+            # The last block of a stream is shorter, but how long, only its end tells.
+            if view.manifest.is_open and is_last:
+                self.problems[shard] = str(error)
+            else:
+                self.manifest_problem = self.manifest_problem or str(error)
+        except CacheCorruptedError as error:
+            self.problems[shard] = str(error)
+
+
+def _exchanged(view: View, error: ForeignShardError) -> str:
+    return (
+        f"{view.folder / GROUP_FILE} is of another dump than everything beside it: "
+        f"{error.__cause__} Restore the one that was here; or, where all shards were copied here, "
+        f"move {COMMITS_FOLDER} and {INDEX_FILE} out of {view.folder}, and run the same kdcache "
+        "dump-teacher command again."
     )
 
 

@@ -182,7 +182,9 @@ class _Check:
         manifest = view.manifest
         if manifest.is_open:
             self.problems.append(f"{split}: the end of the stream was not reached")
-        elif missing := manifest.missing({*found.index, *found.records, *found.record_problems}):
+        elif (
+            missing := manifest.missing({*found.index, *found.records, *found.record_problems})
+        ) and not found.manifest_problem:
             first, last = manifest.shard_range(missing[0])
             self.problems.append(
                 f"{split}: {len(missing)} of {manifest.num_shards} shards are not there; the first "

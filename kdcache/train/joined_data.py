@@ -17,6 +17,7 @@ from kdcache.data.probes import check_join
 from kdcache.data.stream import CachedStream
 from kdcache.data.vocabulary import IDENTITY, check_vocabulary, find_vocabulary
 from kdcache.store import Cache
+from kdcache.store.origins import teacher_of
 from kdcache.train.validation import ValidationSet
 
 log = logging.getLogger(__name__)
@@ -98,4 +99,11 @@ def _validation_set(
     dataset = joining.join(cache, name, loader)
     if joining.check_fingerprints:
         check_join(dataset)
+    teachers = [teacher_of(cache[split].manifest) for split in (name, sources.TRAIN)]
+    if teachers[0] != teachers[1]:
+        log.warning(
+            "split %r of %s was dumped by another teacher than %r: %s, and %s. What its scores "
+            "hold the student against is not what it learns from.",
+            *(name, cache.path, sources.TRAIN, *teachers),
+        )
     return ValidationSet(loader=loader, joined=dataset.loader_like(loader))
