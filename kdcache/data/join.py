@@ -23,6 +23,7 @@ from kdcache.columns import FINGERPRINT, KEY, NUM_POSITIONS, Array
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.batch_section import parse_mapping
+from kdcache.data.collated import check_references
 from kdcache.data.collation import check_collate
 from kdcache.data.fingerprint import ALGORITHM, TOKENS, FingerprintSource
 from kdcache.data.keys import CONTENT, FIELD, INDEX, KeyIndex, field_key
@@ -211,7 +212,8 @@ class Join(ABC):
                 "paired with them. Return one row for each sample, in their order."
             )
         check_labels(selected.labels, self.num_classes, joined.indices)
-        if self._collated < min(2, len(joined.samples)):  # one sample tells nothing of an order
+        is_first = self._collated < min(2, len(joined.samples))  # one tells nothing of an order
+        if is_first:
             mapping.check_shift(batch)
             few = slice(_COLLATED)
             check_collate(joined.indices[few], joined.samples[few], self.user_collate, mapping)
@@ -221,6 +223,8 @@ class Join(ABC):
         is_final = not (mapping.mask_inferred or mapping.output_masks)
         if selected.mask is not None and is_final:
             _check_mask(selected.mask, targets.num_positions, joined.indices)
+        if is_first:
+            check_references(self)
         return JoinedBatch(batch, targets)
 
     @abstractmethod

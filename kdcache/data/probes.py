@@ -17,12 +17,14 @@ from torch import Tensor
 from kdcache.columns import FINGERPRINT
 from kdcache.data import sources
 from kdcache.data.batch import BatchMapping, Mapped
+from kdcache.data.collated import check_collated
 from kdcache.data.collation import check_collate
+from kdcache.data.fingerprint import TOKENS, FingerprintSource, fingerprint
 from kdcache.data.join import Join, JoinedBatch
-from kdcache.data.keys import CONTENT
+from kdcache.data.keys import CONTENT, FIELD, INDEX
 from kdcache.data.label_digests import ChangedLabels
 from kdcache.data.labels import label_nats, target_labels
-from kdcache.errors import AlignmentError, MismatchError
+from kdcache.errors import AlignmentError, DataError, MismatchError, UsageError
 from kdcache.losses.labels import IGNORE_INDEX
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,41 @@ def check_repeatable(
             )
 
 
+def check_distinct(source: FingerprintSource, samples: Sequence[Any]) -> str:
+    """Look whether a chosen fingerprint tells samples apart.
+
+    Args:
+        source: what is fingerprinted; equal inputs have equal fingerprints, so only a choice of
+            the user's own can fail.
+        samples: spread over the dataset.
+
+    Returns:
+        A warning where it tells few apart; empty otherwise.
+
+    Raises:
+        UsageError: samples that differ all have one fingerprint.
+    """
+    if source.function is None and not source.name.startswith((FIELD, TOKENS)):
+        return ""
+    try:
+        different = len({fingerprint(sample) for sample in samples})
+    except DataError:  # samples that have no fingerprint as a whole
+        return ""
+    told = len({source(sample) for sample in samples})
+    if different > 1 and told == 1:
+        raise UsageError(
+            f"fingerprint {source.name!r} is the same for all {len(samples)} samples that were "
+            f"looked at, {different} of which differ: it would check nothing. Name what tells "
+            "samples apart, such as raw bytes, token ids, or a number of each sample."
+        )
+    if told < different / 2:
+        return (
+            f"fingerprint {source.name!r} has {told} values for {different} samples that differ: "
+            "samples that share one can take each other's place unnoticed"
+        )
+    return ""
+
+
 def check_join(joined: Join, class_names: Sequence[str] = ()) -> None:
     """Everything that a student's first step relies on, on about a thousand samples.
 
@@ -87,10 +124,14 @@ def check_join(joined: Join, class_names: Sequence[str] = ()) -> None:
     first = joined.mapping.resolve(joined.user_collate(few.samples))
     _check_causal(manifest.identity.get("batch", ""), first)
     check_collate(few.indices, few.samples, joined.user_collate, first)
+    by_row = {one.get("sample"): one for one in manifest.references if manifest.key != INDEX}
     parts = joined.probe(NUM_PROBES, _BATCH)
     positions, labelled = 0, []
     changed = ChangedLabels(joined.view.commits)
     for part in parts:
+        for number, sample, row in zip(part.indices, part.samples, part.rows, strict=True):
+            if int(row) in by_row:
+                check_collated(joined, number, sample, by_row.pop(int(row)))
         batch = joined.collate(part)
         positions += batch.targets.num_rows()
         labels = _labels(joined, batch)
@@ -99,8 +140,22 @@ def check_join(joined: Join, class_names: Sequence[str] = ()) -> None:
     by_content = joined.copy.column(FINGERPRINT) if manifest.key == CONTENT else None
     if warning := changed.warning(by_content):
         log.warning("split %r: %s", manifest.split, warning)
+    _warn_of_one_fingerprint(joined)
     nats, labels, top = (torch.cat(each) for each in zip(*labelled, strict=True))
     _check_canary(joined, nats, labels, top, positions)
+
+
+def _warn_of_one_fingerprint(joined: Join) -> None:
+    """Of caches that were dumped before that was refused."""
+    stored = joined.copy.column(FINGERPRINT)
+    if len(stored) > 1 and joined.source.name != "inputs" and bool((stored == stored[0]).all()):
+        log.warning(
+            "split %r: all %d samples of the cache have one fingerprint (%s), so nothing tells "
+            "whether samples are what the teacher saw. Dump again with another fingerprint",
+            joined.view.manifest.split,
+            len(stored),
+            joined.source.name,
+        )
 
 
 def _check_causal(stored: str, mapping: Mapped) -> None:

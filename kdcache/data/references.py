@@ -58,16 +58,18 @@ def compare(reference: Mapping[str, Any], content: Any) -> str:
         return "another number of arrays"
     if not now:
         return "no values to compare"
-    farthest = 0.0
+    apart = 0.0
     for old, new in zip(then, now, strict=True):
         for what in ("dtype", "shape"):
             if old.get(what) != new[what]:
                 return f"{what} was {old.get(what)}, is {new[what]}"
-        pair = np.asarray(old.get("values", []), float), np.asarray(new["values"], float)
-        if pair[0].shape == pair[1].shape and pair[0].size:
-            farthest = max(farthest, float(np.abs(pair[0] - pair[1]).max()))
-    return (
-        f"values differ by up to {farthest:.3g}"
-        if farthest
-        else "no difference in what was recorded"
-    )
+        apart = max(apart, farthest(old, new))
+    return f"values differ by up to {apart:.3g}" if apart else "no difference in what was recorded"
+
+
+def farthest(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
+    """The largest difference between the recorded values of two arrays of one shape."""
+    pair = np.asarray(old.get("values", []), float), np.asarray(new["values"], float)
+    if pair[0].shape != pair[1].shape or not pair[0].size:
+        return 0.0
+    return float(np.abs(pair[0] - pair[1]).max())

@@ -23,7 +23,7 @@ from kdcache.data.fingerprint import FingerprintSource
 from kdcache.data.forward import FlatOutput
 from kdcache.data.keys import INDEX, check_unique, is_stored
 from kdcache.data.output_kind import OUTPUT, check_output
-from kdcache.data.probes import check_repeatable
+from kdcache.data.probes import check_distinct, check_repeatable
 from kdcache.dump.drift import NUM_SAMPLES, measure_drift, warning_text
 from kdcache.dump.encoding import check_rows, check_valid, encode, invalid_positions
 from kdcache.dump.keyed import KeyedBatch, KeyedDataset
@@ -111,6 +111,8 @@ def plan_split(
     mapping.check_shift(data.batch)
     source = choose_source(fingerprinted, mapping, data.first[0], data.batch)
     _check_data(data, forward, source, key)
+    if warning := check_distinct(source, data.probed):
+        log.warning("split %r: %s", split, warning)
     num_classes = output.logits.shape[-1]
     if class_names and len(class_names) != num_classes:
         raise DataError(
@@ -145,7 +147,7 @@ def plan_split(
             "torch": torch.__version__.split("+")[0],
         },
         class_names=tuple(class_names),
-        references=data.references(source),
+        references=data.references(source, mapping),
         pilot=_pilot(codec, forward, data) if pilot else {},
         created={
             "kdcache": __version__,

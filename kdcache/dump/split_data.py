@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
+from kdcache.data.collated import COLLATED, describe_collated
 from kdcache.data.fingerprint import TOKENS, FingerprintSource, fingerprint
 from kdcache.data.keys import FIELD
 from kdcache.data.references import NUM_REFERENCES, describe
@@ -141,10 +142,22 @@ class SplitData:
             **({IDENTITY: vocabulary} if vocabulary else {}),
         }
 
-    def references(self, source: FingerprintSource) -> tuple[Mapping[str, Any], ...]:
-        """What a few samples look like, to say later how far others are."""
-        chosen = sources.spread(len(self.probed), NUM_REFERENCES)
-        return tuple(describe(self.numbers[n], source.content(self.probed[n])) for n in chosen)
+    def references(
+        self, source: FingerprintSource, mapping: Mapped
+    ) -> tuple[Mapping[str, Any], ...]:
+        """What a few samples look like, and what collation makes of each alone.
+
+        Args:
+            source: what is fingerprinted.
+            mapping: the teacher's, resolved.
+        """
+        found = []
+        for n in sources.spread(len(self.probed), NUM_REFERENCES):
+            number, sample = self.numbers[n], self.probed[n]
+            batch = self.collate([sample], [number])
+            described = describe(number, source.content(sample))
+            found.append({**described, COLLATED: describe_collated(mapping, batch)})
+        return tuple(found)
 
 
 def described(value: Any) -> str:

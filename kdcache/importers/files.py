@@ -32,6 +32,9 @@ _KINDS = {
 }
 _GZIP = ".gz"
 _BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 128 << 20
+"""Longest line that is read: about 20,000 positions of 128 log-probabilities each."""
+
 _ROWS = 64  # of a Parquet file, decoded together
 
 
@@ -153,7 +156,16 @@ def _lines(path: Path, file: Any) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line) of the lines that are not blank."""
     if path.suffix.lower() == _GZIP:
         file = gzip.GzipFile(fileobj=file)
-    return ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+    # Never more than the bound: a few kilobytes of .gz can hold a line of gigabytes.
+    lines = iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
+    for number, line in enumerate(lines, start=1):
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(
+                f"{path}, line {number} is longer than {MAX_LINE_BYTES >> 20} MiB, the most that "
+                "is read at once: wanted is one record a line. Write shorter sequences, or Parquet."
+            )
+        if line.strip():
+            yield number, line
 
 
 def _json_records(path: Path) -> Iterator[RawRecord]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,13 +77,21 @@ def _check_length(options: Mapping[str, Any]) -> None:
     """Refuse a training that never ends, or ends before it begins."""
     epochs, steps = options.get("max_epochs"), options.get("max_steps", -1)
     for name, number in (("max_epochs", epochs), ("max_steps", steps)):
-        if number is not None and (type(number) is not int or number < -1):
+        if number is not None and not _is_whole(number):
             raise UsageError(f"trainer.{name} is a number, or -1 for no limit, not {number!r}.")
     if epochs == -1 and steps == -1 and options.get("max_time") is None:
         raise UsageError(
             "trainer.max_epochs is -1: this training would never end. Give a number of epochs, or "
             "trainer.max_steps or trainer.max_time beside it."
         )
+
+
+def _is_whole(number: Any) -> bool:
+    """Whether it counts epochs or steps, in whatever type whole numbers come."""
+    try:
+        return type(number) is not bool and operator.index(number) >= -1
+    except TypeError:
+        return False
 
 
 def make_trainer(settings: Mapping[str, Any], options: Mapping[str, Any]) -> pl.Trainer:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -166,3 +169,30 @@ class TestJoin:
             trainer={"max_epochs": 30, "accelerator": "cpu"},
         )
         assert run.losses["kd_loss"] < 0.05
+
+
+class Undivided(Stream):
+    """The whole list in every worker, as datasets are that do not know of workers."""
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("kind", [Stream, Undivided])
+def test_workers_that_each_read_the_whole_stream(cache, capfd, kind, workers):
+    dumped = dump(cache)
+    joined = CachedStream(kind(), dumped["train"])
+    loader = joined.loader_like(DataLoader(kind(), batch_size=5, num_workers=workers))
+    logger, handler = logging.getLogger("kdcache"), logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)  # in workers, whose records no fixture sees
+    try:
+        for _ in range(2):  # epochs: a sample that comes in both has not come twice
+            found = sum(len(batch[0]) for batch, _ in loader)
+    finally:
+        logger.removeHandler(handler)
+    is_repeated = kind is Undivided and workers == 2
+    assert found == (2 * N if is_repeated else N)
+    said = capfd.readouterr().err
+    assert ("samples of the stream came more than once" in said) == is_repeated
+    assert ("from 2 workers" in said) == is_repeated

@@ -248,6 +248,6 @@ def test_other_wrong_words_end_with_2(words, capsys):
 
 def test_an_error_of_the_users_own_code_says_where(here, capsys):
     (here / "users_own.py").write_text("def make():\n    raise RuntimeError('out of paint')\n")
-    code, text = call(capsys, "train-student", "--student.class_path", "users_own.make")
+    code, text = call(capsys, "train-student", "--student", "{class_path: users_own.make}")
     assert code == 1
     assert_one_paragraph(text, ["out of paint", "users_own.py:2", "--debug"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 
 import kdcache
 from kdcache.errors import DataError, UsageError
+from kdcache.importers import files
 from kdcache.store import open_cache
 from tests.importers.teacher_files import make_sequences, vllm_records, write_lines
 
@@ -252,3 +254,28 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"needs pyarrow.*pip install 'kdcache\[parquet\]'"):
         run(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_line_without_an_end_is_never_read_whole(tmp_path, monkeypatch, suffix):
+    """A few kilobytes of .gz may hold a line of gigabytes."""
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
+    path = tmp_path / f"long{suffix}"
+    opened = gzip.open if suffix.endswith(".gz") else open
+    with opened(path, "wb") as file:
+        file.write(b"\n")
+        for _ in range(64):
+            file.write(b" " * (1 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"long.jsonl.*line 2 is longer than 1 MiB"):
+        files.look_at(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_a_line_of_the_greatest_length_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 64)
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}' + b" " * 55 + b"\n{}\n")
+    assert files.look_at(path).num_records == 2

@@ -290,7 +290,7 @@ def test_a_precision_that_would_round_targets_is_refused(train, tmp_path, precis
     ("options", "match"),
     [
         ({"devices": 0}, r"trainer\.devices: 0\. It says: .*devices=0"),
-        ({"precision": 7}, r"refuses trainer\.precision: 7\. It says: Precision 7 is invalid"),
+        ({"precision": 7}, r"there is no trainer\.precision 7\. Known: 16, 16-mixed"),
         ({"accelerator": "warp"}, r"refuses trainer\.accelerator: warp\. It says: "),
         ({"max_epoch": 3}, r"refuses trainer\.max_epoch: 3\. It says: .*max_epoch"),
         ({"val_check_interval": 100}, "refuses to train like that. It says: `val_check_interval`"),

@@ -69,7 +69,7 @@ def test_where_reading_would_wait_it_is_read_before_the_epoch_counts(
     )
     student = LostAt(2)
     with pytest.raises(DataError, match="in step 2 of epoch 0"):
-        train(student, data=small.Data(**sets), losses=LOSSES)
+        train(student, data=small.Data(**sets), losses=LOSSES, trainer={"log_every_n_steps": 50})
     assert student.calls == STEPS
     assert not (tmp_path / "run").exists()
 
