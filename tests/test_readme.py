@@ -21,6 +21,7 @@ from kdcache.data.batch_section import parse_mapping
 from kdcache.experiment import DumpExperiment, StudentExperiment
 from tests.examples.idx_files import write_split
 from tests.examples.small_speech import write_archive, write_checkpoint, write_folder
+from tests.hang import HANG_S
 from tests.importers import teacher_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +68,7 @@ def run(words: list[str], folder: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
     return done.stdout

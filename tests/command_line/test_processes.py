@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hang import HANG_S
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -31,7 +33,7 @@ def call(folder, *words, check=True):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -147,7 +149,7 @@ def test_two_devices_end_together(here):
     assert list(here.glob("runs/students/*/checkpoints/last.ckpt"))
 
 
-def wait_for(path, seconds=20):
+def wait_for(path, seconds=HANG_S):
     stop = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < stop, f"{path} did not appear"

@@ -14,6 +14,7 @@ from kdcache.store import open_cache
 from kdcache.tools.verify import verify_cache
 from tests.dump import doomed
 from tests.dump.forked import ForkServer
+from tests.hang import HANG_S
 
 WRITER = "kdcache.store.writer."
 NUM_COLUMNS = 3
@@ -137,7 +138,7 @@ def test_at_random_moments():
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr
     assert "2 dumps, " in done.stdout

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hang import HANG_S
+
 ROOT = Path(__file__).resolve().parents[2]
 
 DUMP = """
@@ -44,7 +46,7 @@ def test_ctrl_c_is_told_once(tmp_path, when):
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         start_new_session=True,
         # Where the tests run in the background, the signal may be ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

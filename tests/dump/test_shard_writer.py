@@ -10,6 +10,7 @@ from torch import nn
 
 from kdcache.store import ViewWriter, open_cache
 from tests.data import toys
+from tests.hang import HANG_S
 
 SAMPLES = toys.labelled(400)
 
@@ -53,7 +54,7 @@ def test_a_slow_disk_holds_the_loop_back(cache, monkeypatch):
     real = ViewWriter.write_shard
 
     def write_shard(self, *arguments):
-        gate.wait(30)
+        gate.wait(HANG_S)
         return real(self, *arguments)
 
     monkeypatch.setattr(ViewWriter, "write_shard", write_shard)
@@ -66,7 +67,7 @@ def test_a_slow_disk_holds_the_loop_back(cache, monkeypatch):
         time.sleep(0.3)
     assert seen < 20
     gate.set()
-    job.join(60)
+    job.join(HANG_S)
     assert not open_cache(cache)["train"].pending
 
 

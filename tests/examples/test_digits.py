@@ -19,6 +19,7 @@ import yaml
 from examples.digits import data as digits
 from examples.digits import demo, models
 from examples.digits.report import Row, Score
+from tests.hang import HANG_S
 
 EXAMPLE = Path(digits.__file__).parent
 TINY = ["--seeds", "1", "--epochs", "1", "--teacher-epochs", "1"]
@@ -115,7 +116,7 @@ def test_script_finds_its_modules():
         env={**os.environ, "PYTHONPATH": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     assert result.returncode == 0, result.stderr

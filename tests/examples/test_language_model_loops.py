@@ -24,6 +24,7 @@ from examples.language_model.hugging_face_trainer import DistillationTrainer, Ta
 from examples.language_model.models import gpt2
 from examples.language_model.perplexity import BATCH
 from tests.examples.small_text import write_text
+from tests.hang import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, LENGTHS = 50, (2, 24, 3, 24, 9, 17, 2, 5)
@@ -257,7 +258,7 @@ def test_trainer_is_exact_on_two_processes(joined, tmp_path):
         for rank in range(2)
     ]
     try:
-        endings = [process.communicate(timeout=180) for process in ranks]
+        endings = [process.communicate(timeout=HANG_S) for process in ranks]
     finally:
         for process in ranks:
             process.kill()

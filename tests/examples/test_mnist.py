@@ -20,6 +20,7 @@ from examples.mnist import data as mnist
 from examples.mnist import resnet, seeds
 from kdcache.train.optimizers import OPTIMIZERS
 from tests.examples.idx_files import idx_bytes, write_split
+from tests.hang import HANG_S
 
 EXAMPLE = Path(mnist.__file__).parent
 NUM_TRAIN, NUM_TEST = 60, 20
@@ -366,7 +367,7 @@ def test_train_teacher_script(root):
     out = root / "runs" / "teacher.safetensors"
     command = [sys.executable, str(EXAMPLE / "train_teacher.py"), "--data", str(root)]
     command += ["--out", str(out), "--epochs", "2", "--batch-size", "30", "--device", "cpu"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert result.returncode == 0, result.stderr
     accuracies = re.findall(r"^epoch (\d)/2: loss .* test accuracy (\S+),", result.stdout, re.M)
     assert [epoch for epoch, _ in accuracies] == ["1", "2"]

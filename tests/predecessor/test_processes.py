@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kdcache import KnowledgeDistillationTraining
+from tests.hang import HANG_S
 from tests.predecessor.its_code import arguments, weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ def test_a_script_that_runs_on_every_rank(tmp_path, launcher):
         [*runner, str(script), str(cache), str(found)],
         env=environment,
         cwd=tmp_path,
-        timeout=240,
+        timeout=HANG_S,
         capture_output=True,
         text=True,
         check=False,

@@ -9,6 +9,7 @@ from kdcache.errors import KdcacheError
 from kdcache.store import open_cache, open_local_copy
 from kdcache.store.inspection import inspect_cache
 from kdcache.tools.verify import verify_cache
+from tests.hang import HANG_S
 from tests.store.synthetic import stored_object
 
 MEMORY_BYTES = 96 << 20
@@ -50,7 +51,7 @@ def in_time(function, *arguments):
     found = []
     thread = threading.Thread(target=lambda: found.append(function(*arguments)), daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(HANG_S)
     assert not thread.is_alive(), "blocked"
     assert found, "raised"
     return found[0]

@@ -20,6 +20,7 @@ from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, Column
 from kdcache.store import Manifest, View, ViewWriter, open_cache
 from kdcache.store.arrays import object_checksum
 from kdcache.store.commits import signed
+from tests.hang import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -194,6 +195,6 @@ def start_python(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 def output_of(process: subprocess.Popen[str]) -> str:
     """Wait for a process that must succeed; what it printed."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, err
     return out

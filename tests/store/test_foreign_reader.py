@@ -17,6 +17,7 @@ import zarr
 from kdcache.codecs import DenseCodec, TopKCodec, codec_settings, stored_codec
 from kdcache.columns import FINGERPRINT, Column
 from kdcache.store import open_cache, open_local_copy
+from tests.hang import HANG_S
 from tests.store.synthetic import COUNTS, ROOT, make_shards, manifest, write_view
 
 NUM_CLASSES = 12
@@ -107,7 +108,7 @@ def run(script, folder, *arguments):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

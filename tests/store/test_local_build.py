@@ -16,6 +16,7 @@ from kdcache.errors import CacheError
 from kdcache.store import find_local_copy, local_build, open_cache, open_local_copy
 from kdcache.store.local_build import abandoned_builds
 from kdcache.store.locks import FileLock, taking_turns
+from tests.hang import HANG_S
 from tests.store.synthetic import (
     COUNTS,
     concatenated,
@@ -276,7 +277,7 @@ open_local_copy(view, base, in_memory_bytes=0, progress=die)
 
 def test_a_killed_build_is_cleared_up_by_the_next_one(view, base):
     process = start_python(KILL, view.cache, base)
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG_S)
     assert process.returncode == -signal.SIGKILL
     (folder,) = [path for path in base.iterdir() if path.is_dir()]
     assert list(abandoned_builds(base)) == [folder]

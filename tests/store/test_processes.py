@@ -9,6 +9,7 @@ import pytest
 
 from kdcache.errors import CacheIncompleteError
 from kdcache.store import ViewWriter, open_cache
+from tests.hang import HANG_S
 from tests.store.synthetic import (
     equal_bits,
     make_shards,
@@ -44,7 +45,7 @@ print(*done)
 def race(script, path, *arguments):
     """Start two processes, let them go at the same instant; what each printed."""
     processes = [start_python(script, path, number, *arguments) for number in range(2)]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_S
     ready = [path.with_name(f"{path.name}.ready{number}") for number in range(2)]
     while not all(file.exists() for file in ready) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -110,7 +111,7 @@ writer.finish()
 def test_killed_dump_is_resumed(tmp_path, when, where, number, committed):
     cache = tmp_path / "cache.zarr"
     process = start_python(DIE, cache, when, where, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG_S)
     assert process.returncode == -signal.SIGKILL, err
 
     shards = make_shards(manifest())

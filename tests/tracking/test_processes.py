@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.command_line.conftest import dumped  # noqa: F401
+from tests.hang import HANG_S
 from tests.tracking.archives import Archive, archive_in, rows_in, values_in
 from tests.tracking.conftest import NOBODY
 
@@ -43,7 +44,7 @@ def train(folder, *words):
     """A run into ``out``; what it said."""
     given = ("train-student", "-c", "experiment.yaml", "--output", "out", *words)
     process = started(folder, *given, stdout=subprocess.PIPE)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, said
     return said
 
@@ -68,7 +69,7 @@ def test_only_what_was_asked_for_is_imported(folder, loggers, imported):
         cwd=folder,
         env=environment,
         check=True,
-        timeout=120,
+        timeout=HANG_S,
     )
     modules = json.loads((folder / "modules.json").read_text())
     assert {"comet_ml", "tensorboard"} & set(modules) == imported
@@ -129,7 +130,7 @@ def test_a_logger_by_class_path(folder):
 def test_a_class_path_that_cannot_be_used(folder, words, says):
     given = ("train-student", "-c", "experiment.yaml", "--tracking.loggers", f"[{words}]")
     process = started(folder, *given, stdout=subprocess.DEVNULL)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=HANG_S)[1]
     assert process.returncode == 2
     assert says in said
 
@@ -158,7 +159,7 @@ def test_sigterm_leaves_a_whole_archive(folder, devices):
     while not last.exists() and time.monotonic() < limit:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=HANG_S)[1]
     assert process.returncode == 143, said
     (path,) = (folder / "out" / "comet").glob("*.zip")
     archive = Archive(path)

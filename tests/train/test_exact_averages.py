@@ -20,6 +20,7 @@ from kdcache.data.forward import forward
 from kdcache.errors import UsageError
 from kdcache.train.step_counts import StepCounter
 from tests.data.sequences import PACKED, CausalNet, loader
+from tests.hang import HANG_S
 from tests.train import small, uneven
 from tests.train.uneven import SAMPLES, expected, trained
 
@@ -180,7 +181,7 @@ def test_two_ranks_that_accumulate_are_one_batch(token_cache, tmp_path):
         [sys.executable, str(Path(uneven.__file__)), str(token_cache.path), str(tmp_path / "w.pt")],
         check=True,
         env=environment,
-        timeout=240,
+        timeout=HANG_S,
         capture_output=True,
     )
     found = torch.load(tmp_path / "w.pt", weights_only=True)

@@ -15,6 +15,7 @@ import pytest
 from kdcache.errors import ProcessLostError
 from kdcache.train import lost_ranks
 from kdcache.train.lost_ranks import RankWatch, how_it_ended
+from tests.hang import HANG_S
 from tests.train import lost_rank
 
 GLOO = (
@@ -42,10 +43,10 @@ def test_who_was_killed_is_said(victim, cache, tmp_path):
             env={**environment, "OMP_NUM_THREADS": "1"},
             stdout=stream,
             stderr=subprocess.STDOUT,
-            timeout=600,  # against a hang
+            timeout=HANG_S,
             check=False,
         ).returncode
-    until = time.monotonic() + 300  # the one that was started may outlive the first
+    until = time.monotonic() + HANG_S  # the one that was started may outlive the first
     while LOST_SAYS[victim] not in (text := output.read_text()) and time.monotonic() < until:
         time.sleep(0.1)
     assert LOST_SAYS[victim] in text
@@ -149,7 +150,7 @@ def test_lightnings_observer_is_put_back(child):
     with RankWatch(lambda: None):
         time.sleep(0.1)
     process.kill()
-    until = time.monotonic() + 300
+    until = time.monotonic() + HANG_S
     while not observer.acted and time.monotonic() < until:
         time.sleep(0.01)
     assert observer.acted

@@ -16,6 +16,7 @@ from safetensors.torch import load_model
 from kdcache.data.batch import BatchMapping
 from kdcache.train import AccuracyPipeline
 from kdcache.train.validation import Validation
+from tests.hang import HANG_S
 from tests.train import small, two_ranks
 
 
@@ -49,7 +50,7 @@ def ranks(cache, tmp_path_factory):
                         stderr=subprocess.STDOUT,
                     )
                 )
-        codes = [process.wait(timeout=240) for process in started]
+        codes = [process.wait(timeout=HANG_S) for process in started]
     finally:
         for process in started:
             process.kill()
@@ -87,7 +88,9 @@ def test_whichever_rank_scores_scores_the_student_of_the_file(ranks):
     for name in ("first", "slow", "drawing", "third"):
         assert found["scores"][name]["running_means"] == pytest.approx(wanted, rel=1e-6)
     alone = AccuracyPipeline().run_inference_pipeline(student, small.loader(small.NUM_TEST, seed=1))
-    assert alone.items() <= found["scores"]["test"].items()
+    # Another process's arithmetic: the last digits of a sum may differ.
+    scored = {name: found["scores"]["test"][name] for name in alone}
+    assert scored == pytest.approx(alone, rel=1e-5)
     assert "teacher_kl" in found["scores"]["test"]
 
 
@@ -165,6 +168,9 @@ def test_who_scores_what(strategy, size, dealt):
     validation = Validation(sets, {}, batch=BatchMapping(), temperature=1.0)
     for rank, wanted in enumerate(dealt):
         trainer = SimpleNamespace(
-            strategy=object.__new__(strategy), world_size=size, global_rank=rank
+            strategy=object.__new__(strategy),
+            world_size=size,
+            global_rank=rank,
+            limit_val_batches=1.0,
         )
         assert list(validation.names(trainer)) == wanted
