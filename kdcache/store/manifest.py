@@ -189,6 +189,11 @@ class Manifest:
                 f"{where} has format version {version}; this kdcache reads {FORMAT_VERSION}. "
                 "Install the version that wrote it, or dump again."
             )
+        if isinstance(value, dict) and "earlier_data" not in value:
+            raise CacheCorruptedError(
+                f"{where} has no 'earlier_data': an earlier kdcache wrote it, whose shards do not "
+                "say which dump they are of (format 0 was still changing). Dump again."
+            )
         columns, names = at.items("columns"), at.items("class_names")
         if len(columns) > _MAX_COLUMNS or not all(isinstance(name, str) for name in names):
             raise CacheCorruptedError(f"{where}: too many columns, or class names are no texts.")
