@@ -149,7 +149,17 @@ def test_speech_commands(checkout):
 def test_python_blocks(checkout):
     script = checkout / "readme.py"
     script.write_text("\n".join(blocks(MAIN, "python")))
-    accuracy, divergence, student = run([str(script)], checkout).split()
+    first, *summary = run([str(script)], checkout).splitlines()
+    accuracy, divergence, student = first.split()
+    assert summary[0].split() == [
+        "set",
+        "accuracy",
+        "cross-entropy",
+        "KL",
+        "to",
+        "teacher",
+        "agreement",
+    ]
     assert 0 < float(accuracy) <= 1
     assert float(divergence) > 0
     assert (checkout / student).is_file()
