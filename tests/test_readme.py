@@ -151,15 +151,8 @@ def test_python_blocks(checkout):
     script.write_text("\n".join(blocks(MAIN, "python")))
     first, *summary = run([str(script)], checkout).splitlines()
     accuracy, divergence, student = first.split()
-    assert summary[0].split() == [
-        "set",
-        "accuracy",
-        "cross-entropy",
-        "KL",
-        "to",
-        "teacher",
-        "agreement",
-    ]
+    assert summary[0].startswith("set ")
+    assert "KL to teacher" in summary[0]
     assert 0 < float(accuracy) <= 1
     assert float(divergence) > 0
     assert (checkout / student).is_file()
