@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
-from kdcache.data.collated import COLLATED, describe_collated
+from kdcache.data.collated import COLLATED, collated_alone, describe_collated
 from kdcache.data.fingerprint import TOKENS, FingerprintSource, fingerprint
 from kdcache.data.keys import FIELD
 from kdcache.data.references import NUM_REFERENCES, describe
@@ -153,10 +153,11 @@ class SplitData:
         """
         found = []
         for n in sources.spread(len(self.probed), NUM_REFERENCES):
-            number, sample = self.numbers[n], self.probed[n]
-            batch = self.collate([sample], [number])
-            described = describe(number, source.content(sample))
-            found.append({**described, COLLATED: describe_collated(mapping, batch)})
+            described = describe(self.numbers[n], source.content(self.probed[n]))
+            alone = collated_alone(self.loader.collate_fn, self.probed[n])
+            if alone is not None:
+                described[COLLATED] = describe_collated(mapping, alone)
+            found.append(described)
         return tuple(found)
 
 

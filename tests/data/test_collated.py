@@ -204,3 +204,14 @@ def test_an_older_cache_with_one_fingerprint_is_warned_of(tmp_path, monkeypatch,
     caplog.set_level(logging.WARNING, "kdcache")
     check_join(kdcache.CachedDataset(samples, cache["train"], batch=FIELDS))
     assert "all 48 samples of the cache have one fingerprint (field:id)" in caplog.text
+
+
+def test_a_function_that_needs_several_samples(tmp_path):
+    def several(samples):
+        assert len(samples) > 1
+        return default_collate(samples)
+
+    cache = dumped(tmp_path / "t.zarr", collate=several)
+    assert all("collated" not in one for one in cache["train"].manifest.references)
+    check_join(joined(cache, several))
+    check_join(joined(dumped(tmp_path / "other.zarr"), several))

@@ -59,7 +59,7 @@ def test_nothing_else(text):
 def test_the_script_that_runs(tmp_path, monkeypatch):
     script = tmp_path / "train.py"
     script.write_text("")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     assert source_files([]) == {"train.py": script}
     assert source_files(["__main__.Net"]) == {"train.py": script}
 
@@ -68,12 +68,14 @@ def test_the_script_that_runs(tmp_path, monkeypatch):
 def test_a_command_is_no_script_of_the_users(name, tmp_path, monkeypatch):
     if name != "missing.py":
         (tmp_path / name).write_text("")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / name))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / name), raising=False)
     assert source_files([]) == {}
 
 
 def test_our_own_command_is_none(monkeypatch):
     import kdcache.__main__ as ours
 
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(Path(ours.__file__)))
+    monkeypatch.setattr(
+        sys.modules["__main__"], "__file__", str(Path(ours.__file__)), raising=False
+    )
     assert source_files([]) == {}
