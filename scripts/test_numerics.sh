@@ -9,9 +9,9 @@ ensure_environment dev
 rooms=(tests/losses tests/codecs tests/data tests/train tests/dump)
 
 # numerics CAPABILITY THREADS: ATEN_CPU_CAPABILITY is default (no vector instructions), avx2 or
-# avx512; nothing: the machine's own.
+# avx512; empty: the best that the machine has.
 numerics() {
-  echo "Numeric tests: ${1:-the machine's own} instructions, $2 thread(s) ..."
+  echo "Numeric tests: ${1:-native} instructions, $2 thread(s) ..."
   env ${1:+ATEN_CPU_CAPABILITY=$1} OMP_NUM_THREADS="$2" .venv/bin/python -m pytest \
     -n "${TEST_PROCESSES:-$(getconf _NPROCESSORS_ONLN)}" "${rooms[@]}"
 }
