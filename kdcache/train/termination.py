@@ -104,9 +104,14 @@ class Termination(Callback):
         """Save the state where a step has ended: a checkpoint holds no gradients."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
+        # The ranks' answer is kept apart: a signal that comes while they are asked is in the next one.
+        is_wanted = self.requested
         if trainer.world_size > 1:  # Lightning asks its ranks at every step as well
-            self.requested = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
-        if self.requested and self._checkpoint is not None:
+            is_wanted = trainer.strategy.reduce_boolean_decision(is_wanted, all=False)
+        if not is_wanted:
+            return
+        self.requested = True
+        if self._checkpoint is not None:
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
         self._stop()
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from kdcache.errors import PreemptedError, TerminatedError
+from kdcache.train.termination import Termination
 from tests.train import small
 
 
@@ -135,3 +138,31 @@ def test_a_training_in_another_thread_installs_nothing(train):
     thread.start()
     thread.join()
     assert set(found) == {signal.SIG_DFL}
+
+
+class Strategy:
+    """Two ranks; the signal comes while they are asked, after this one has answered."""
+
+    def __init__(self, *, others):
+        self.others = others
+        self.asked = []
+
+    def reduce_boolean_decision(self, mine, all):
+        self.asked.append(mine)
+        if len(self.asked) == 1:
+            terminate()
+        return mine or self.others
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_signal_that_comes_while_ranks_are_asked_is_not_lost(others):
+    termination, strategy = Termination(), Strategy(others=others)
+    trainer = SimpleNamespace(
+        world_size=2, accumulate_grad_batches=1, is_last_batch=False, strategy=strategy
+    )
+    with pytest.raises(SIGTERMException), termination.listening(trainer):
+        strategy.launcher = None
+        termination.on_train_start(trainer, None)
+        for step in range(2):
+            termination.on_train_batch_end(trainer, None, None, None, step)
+    assert strategy.asked == ([False] if others else [False, True])
