@@ -15,4 +15,4 @@ fi
 echo "Tests ..."
 # One thread a process: the test processes share the machine's cores among themselves.
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-$(getconf _NPROCESSORS_ONLN)}" "$@"
+exec .venv/bin/python -m pytest --dist worksteal -n "${TEST_PROCESSES:-$(getconf _NPROCESSORS_ONLN)}" "$@"

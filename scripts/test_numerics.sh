@@ -13,7 +13,7 @@ rooms=(tests/losses tests/codecs tests/data tests/train tests/dump)
 numerics() {
   echo "Numeric tests: ${1:-native} instructions, $2 thread(s) ..."
   env ${1:+ATEN_CPU_CAPABILITY=$1} OMP_NUM_THREADS="$2" .venv/bin/python -m pytest \
-    -n "${TEST_PROCESSES:-$(getconf _NPROCESSORS_ONLN)}" "${rooms[@]}"
+    --dist worksteal -n "${TEST_PROCESSES:-$(getconf _NPROCESSORS_ONLN)}" "${rooms[@]}"
 }
 
 numerics default 1

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kdcache.codecs import TopKCodec
 from kdcache.errors import CacheCorruptedError, UnsupportedTargetsError, UsageError
+from tests.codecs.test_laws import assert_same_rows
 
 INF = float("inf")
 
@@ -115,9 +116,7 @@ def test_how_positions_are_cut_changes_nothing(monkeypatch, block, num_positions
     assert sum(sizes) == num_positions
     assert min(sizes, default=2) > 1 or num_positions < 2
     assert max(sizes, default=0) < 2 * max(2, block // 30)
-    assert cut.keys() == whole.keys()
-    for name, rows in whole.items():
-        assert rows.numpy().tobytes() == cut[name].numpy().tobytes(), name
+    assert_same_rows(cut, whole, logits)
 
 
 @pytest.mark.parametrize(

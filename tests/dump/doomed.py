@@ -23,6 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
+from kdcache.dump import preemption
 from kdcache.errors import KdcacheError
 from tests.data import toys
 
@@ -129,8 +130,9 @@ def signalled(
     return told(lambda: toys.dump(Path(cache), **call, grace_s=grace_s))
 
 
-def signalled_twice(cache: str, pause_s: float) -> int:
+def signalled_twice(cache: str, pause_s: float, one_request_s: float) -> int:
     """A second SIGTERM some time after the first, in the same shard."""
+    preemption._ONE_REQUEST_S = one_request_s  # in this process, which is made for it
 
     def at_batch(n: int) -> None:
         if n == 4:

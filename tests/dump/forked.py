@@ -55,7 +55,7 @@ class ForkServer:
         function: str,
         *arguments: object,
         environments: Sequence[Mapping[str, str]] = ({},),
-        timeout_s: float = 100,
+        timeout_s: float = HANG_S,
     ) -> list[Ending]:
         """Call a function in one new process for each environment; how each ended.
 

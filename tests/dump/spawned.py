@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdcache.store import writer
 from tests.data import toys
+from tests.hang import HANG_S
 
 
 class KilledOnce(nn.Module):
@@ -57,7 +58,7 @@ class EndsParent(nn.Module):
 
             signal.signal(signal.SIGTERM, note)
             os.kill(os.getppid(), signal.SIGTERM)
-            until = time.monotonic() + 60
+            until = time.monotonic() + HANG_S
             while not arrived and time.monotonic() < until:
                 time.sleep(0.01)
         return self.inner(x)

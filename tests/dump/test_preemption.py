@@ -18,6 +18,7 @@ from kdcache.store import open_cache
 from tests.data import toys
 from tests.dump import doomed
 from tests.dump.forked import ForkServer
+from tests.hang import HANG_S
 
 NOWHERE = Path("nowhere.zarr")
 
@@ -221,11 +222,13 @@ def test_a_dump_that_is_signalled(server, tmp_path, whole, case):
     assert view.digest == whole.digest
 
 
-@pytest.mark.parametrize(("pause_s", "code"), [(0.1, 75), (1.2, -signal.SIGTERM)])
-def test_a_second_signal_ends_it_at_once(server, tmp_path, whole, pause_s, code):
+@pytest.mark.parametrize(
+    ("pause_s", "one_request_s", "code"), [(0.1, HANG_S, 75), (0.2, 0.1, -signal.SIGTERM)]
+)
+def test_a_second_signal_ends_it_at_once(server, tmp_path, whole, pause_s, one_request_s, code):
     """Unless it follows so soon that it is the first one, forwarded."""
     cache = tmp_path / "c"
-    (ending,) = server.run("tests.dump.doomed:signalled_twice", cache, pause_s)
+    (ending,) = server.run("tests.dump.doomed:signalled_twice", cache, pause_s, one_request_s)
     assert ending.code == code, ending.text
     (ending,) = server.run("tests.dump.doomed:whole", cache)
     assert ending.code == 0, ending.text

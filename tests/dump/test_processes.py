@@ -21,6 +21,12 @@ N = 90
 SAMPLES = toys.labelled(N)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """In replicas as in this process: digests are compared, and sums may depend on threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 def digests(cache):
     return [
         {name: array.digest for name, array in commit.arrays.items()}

@@ -29,5 +29,6 @@ def lossless_cache(tmp_path_factory):
         tmp_path_factory.mktemp("lossless") / "teacher.zarr",
         codec=kdcache.DenseCodec(dtype="float32"),
         class_names=[str(number) for number in range(digits.NUM_CLASSES)],
+        accelerator="cpu",  # where tests ask the teacher itself: its logits are compared to the bit
         progress=False,
     )

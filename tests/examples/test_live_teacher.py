@@ -55,5 +55,8 @@ def test_the_live_teachers_targets_are_what_a_cache_holds(tmp_path):
     assert not any(name.startswith("_teacher") for name in module.state_dict())
     with torch.no_grad():
         images = torch.cat([images for images, _ in live_teacher.loader(job.images)])
-        known = {tuple(row.tolist()) for row in teacher(images).round(decimals=4)}
-    assert {tuple(row.tolist()) for row in seen[0].logits().round(decimals=4)} <= known
+        known, found = teacher(images), seen[0].logits()
+    # Each is the logits of one image, which ran in another batch here: equal but for rounding.
+    distance, image = (found[:, None] - known).abs().amax(-1).min(1)
+    assert distance.max() <= 64 * torch.finfo(known.dtype).eps * known.abs().max()
+    assert len(set(image.tolist())) == len(found)

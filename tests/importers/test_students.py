@@ -54,7 +54,9 @@ def test_a_student_has_the_loss_of_a_dumped_cache(tmp_path, lines, cache, pad, m
         valid = mask & torch.cat([mask[:, 1:], torch.zeros(len(mask), 1, dtype=torch.bool)], 1)
         logits = student(ours.batch["input_ids"], ours.batch["attention_mask"])["logits"][valid]
         losses = [kd_loss(logits, b.targets, 1.0).mean().item() for b in (ours, theirs)]
-        assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+        # The teacher ran alone here and in padded batches there: a stored log-probability may be
+        # the next float16, which moves the mean over 5 positions or more by a thirteenth of eps.
+        assert losses[0] == pytest.approx(losses[1], abs=torch.finfo(torch.float16).eps / 4)
         assert losses[0] > 0.1
 
 

@@ -155,8 +155,8 @@ def test_sigterm_leaves_a_whole_archive(folder, devices):
     given = ("train-student", "-c", "experiment.yaml", "--output", "out", *words)
     process = started(folder, *given, stdout=subprocess.DEVNULL)
     last = folder / "out" / "checkpoints" / "last.ckpt"
-    limit = time.monotonic() + 60
-    while not last.exists() and time.monotonic() < limit:
+    limit = time.monotonic() + HANG_S
+    while not last.exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=HANG_S)[1]

@@ -160,9 +160,14 @@ def test_a_signal_that_comes_while_ranks_are_asked_is_not_lost(others):
     trainer = SimpleNamespace(
         world_size=2, accumulate_grad_batches=1, is_last_batch=False, strategy=strategy
     )
-    with pytest.raises(SIGTERMException), termination.listening(trainer):
-        strategy.launcher = None
-        termination.on_train_start(trainer, None)
-        for step in range(2):
-            termination.on_train_batch_end(trainer, None, None, None, step)
+    strategy.launcher = None
+
+    def steps():
+        with termination.listening(trainer):
+            termination.on_train_start(trainer, None)
+            for step in range(2):
+                termination.on_train_batch_end(trainer, None, None, None, step)
+
+    with pytest.raises(SIGTERMException):
+        steps()
     assert strategy.asked == ([False] if others else [False, True])
