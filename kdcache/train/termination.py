@@ -104,7 +104,7 @@ class Termination(Callback):
         """Save the state where a step has ended: a checkpoint holds no gradients."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
-        # The ranks' answer is kept apart: a signal that comes while they are asked is in the next one.
+        # Kept apart from the note: a signal that comes while ranks are asked counts a step later.
         is_wanted = self.requested
         if trainer.world_size > 1:  # Lightning asks its ranks at every step as well
             is_wanted = trainer.strategy.reduce_boolean_decision(is_wanted, all=False)
