@@ -18,6 +18,7 @@ from kdcache.codecs import Codec, DenseCodec, codec_settings
 from kdcache.data import sources
 from kdcache.data.batch import BatchMapping, Mapped
 from kdcache.data.keys import INDEX, check_key_source
+from kdcache.dump.answers import check_answers
 from kdcache.dump.encoding import check_rows, encode
 from kdcache.dump.plan import SplitPlan, plan_split
 from kdcache.dump.preemption import Preemption, Stopped
@@ -245,7 +246,9 @@ def _dump_split(
     (shorter,) = ranks.from_first([grown_from(job, split) or 0])
     if not shorter:
         writer = ViewWriter.create(job.cache, plan.manifest, plan.codec.tables())
+        check_answers(writer.manifest, plan.log_p, job.cache)  # of another part, if it was quicker
     else:
+        check_answers(open_cache(job.cache)[split].manifest, plan.log_p, job.cache)
         before = planned(SplitData.of(split, loader, num_samples=shorter))
         writer = ViewWriter.extend(job.cache, plan.manifest, before.manifest)
         log.info("%s: split %r grows from %d samples", job.cache, split, shorter)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kdcache.codecs import Codec, codec_settings
 from kdcache.columns import FINGERPRINT, KEY, NUM_POSITIONS, RESERVED, Column
@@ -24,6 +25,7 @@ from kdcache.data.forward import FlatOutput
 from kdcache.data.keys import INDEX, check_unique, is_stored
 from kdcache.data.output_kind import OUTPUT, check_output
 from kdcache.data.probes import check_distinct, check_repeatable
+from kdcache.dump.answers import ANSWERS, answers_of, first_log_p
 from kdcache.dump.drift import NUM_SAMPLES, measure_drift, warning_text
 from kdcache.dump.encoding import check_rows, check_valid, encode, invalid_positions
 from kdcache.dump.keyed import KeyedBatch, KeyedDataset
@@ -50,11 +52,13 @@ class SplitPlan:
         manifest: as it will stand in the cache.
         codec: fitted, where it is of that kind.
         source: what is fingerprinted.
+        log_p: what the teacher said of the first positions, (P, C) float64.
     """
 
     manifest: Manifest
     codec: Codec
     source: FingerprintSource
+    log_p: Tensor
 
 
 def choose_samples_per_shard(num_samples: int, batch_size: int, sample_bytes: float) -> int:
@@ -147,7 +151,7 @@ def plan_split(
             "torch": torch.__version__.split("+")[0],
         },
         class_names=tuple(class_names),
-        references=data.references(source, mapping),
+        references=_with_answers(data.references(source, mapping), output.logits),
         pilot=_pilot(codec, forward, data) if pilot else {},
         created={
             "kdcache": __version__,
@@ -157,7 +161,16 @@ def plan_split(
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     )
-    return SplitPlan(manifest=manifest, codec=codec, source=source)
+    log_p = first_log_p(output.logits)
+    return SplitPlan(manifest=manifest, codec=codec, source=source, log_p=log_p)
+
+
+def _with_answers(
+    references: Sequence[Mapping[str, Any]], logits: Tensor
+) -> tuple[Mapping[str, Any], ...]:
+    """The first of them has what the teacher said of the first positions."""
+    first, *others = references
+    return ({**first, ANSWERS: answers_of(logits)}, *others)
 
 
 def _check_data(
