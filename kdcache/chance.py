@@ -16,8 +16,11 @@ _MAX_LUCK = 0.25
 _LEAST_LABELS = 200
 # An untrained head gives logits that differ by a few tenths: its entropy is 0.98 log C and more.
 _FLAT = 0.98
-# Below so many classes honest teachers of noisy data are nearly as flat: accuracy has to say it.
+# Below so many classes honest teachers of noisy data are nearly as flat: then they are as often
+# right as they think. Where one class has most labels, one that knows nothing is right more often.
 _MANY_CLASSES = 10
+_SLACK = 0.02
+_NOTHING = 0.999
 
 REASONS = (
     "The usual reasons: its weights were not loaded (teacher.weights), labels in another order "
@@ -57,7 +60,8 @@ def chance_remark(
         )
     most = math.log(num_classes)
     entropy = sums["entropy"] / positions if positions and "entropy" in sums else 0.0
-    is_excused = tells and num_classes < _MANY_CLASSES
+    is_excused = tells and num_classes < _MANY_CLASSES and entropy < _NOTHING * most
+    is_excused &= entropy <= _most_entropy(accuracy, num_classes) + _SLACK * most
     if entropy >= _FLAT * most and not is_excused:
         return (
             f"the teacher says almost nothing of {split!r}: its entropy is {entropy:.4g} nats, "
@@ -65,3 +69,10 @@ def chance_remark(
             "something else than logits."
         )
     return None
+
+
+def _most_entropy(accuracy: float, num_classes: int) -> float:
+    """The entropy, in nats, of the flattest teacher that is as often right as it thinks it is."""
+    wrong = 1 - accuracy
+    spread = wrong / (num_classes - 1)
+    return -sum(p * math.log(p) * n for p, n in ((accuracy, 1), (spread, num_classes - 1)) if p > 0)

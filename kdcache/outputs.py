@@ -73,24 +73,50 @@ Logits = Tensor | DeferredLogits
 OutputKind = Literal["logits", "log_probabilities", "probabilities"]
 """What a model's rows over classes are: raw, or with one constant a row, or exponentiated."""
 
-# Sums of a row in half precision are off by half a percent, logarithms of small ones by more.
-_SUM_TOLERANCE, _LOG_TOLERANCE = 1e-2, 5e-2
+# Sums of a row in half precision are off by half a percent, of rounded or truncated probabilities
+# by several; logarithms of small ones by more. No raw logits come near either in row after row.
+_SUM_TOLERANCE, _LOG_TOLERANCE = 5e-2, 5e-2
+_PERCENT = 100.0
+_MOST = 0.9
+"""The share of rows that decides: a few may be padding, or were changed after the softmax."""
 
 
-def kind_of(rows: Tensor) -> OutputKind:
+def kind_of(rows: Tensor, *, is_cut: bool = False) -> OutputKind:
     """What rows over classes are, by their values; waits for their device.
 
     Args:
-        rows: (P, C), any float dtype. One class, or no row, tells nothing: ``logits``.
+        rows: (P, C), any float dtype. One class, or no row that says anything: ``logits``.
+        is_cut: whether classes were left out, so that sums may be less than 1.
+
+    Returns:
+        ``probabilities`` for percentages as well.
     """
+    rows = rows.detach().float()
+    is_empty = (rows == 0).all(dim=-1) | rows.isneginf().all(dim=-1)  # of padding, often
+    rows = rows[~is_empty]
     if rows.shape[-1] < 2 or not len(rows):
         return "logits"
-    rows = rows.detach().float()
-    if bool((rows >= 0).all()):
-        is_one = (rows.sum(dim=-1) - 1).abs() <= _SUM_TOLERANCE
-        return "probabilities" if bool(is_one.all()) else "logits"
+    sums = rows.sum(dim=-1)
+    is_one = (sums - 1).abs() <= _SUM_TOLERANCE
+    is_one |= (sums / _PERCENT - 1).abs() <= _SUM_TOLERANCE
+    if is_cut:
+        is_one |= sums <= 1 + _SUM_TOLERANCE
+    if bool(((rows >= 0).all(dim=-1) & is_one).float().mean() >= _MOST):
+        return "probabilities"
     is_none = rows.logsumexp(dim=-1).abs() <= _LOG_TOLERANCE
     return "log_probabilities" if bool(is_none.all()) else "logits"
+
+
+def are_between_0_and_1(rows: Tensor) -> bool:
+    """Whether all values are, as of a sigmoid, and differ; waits for their device.
+
+    Args:
+        rows: (P, C), any float dtype.
+    """
+    if rows.shape[-1] < 2 or len(rows) < 2:
+        return False
+    least, most = rows.detach().float().aminmax()
+    return bool((least >= 0) & (most <= 1) & (most - least > _SUM_TOLERANCE))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

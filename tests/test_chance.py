@@ -42,6 +42,15 @@ FLAT = 0.99
             {"num_classes": 50_257, "labelled": 9000, "accuracy": 0.05, "entropy": 10.75},
             "entropy is 10.75 nats",
         ),
+        # Most labels are of one class: it is often right, and knows nothing.
+        (
+            {"num_classes": 2, "labelled": 1000, "accuracy": 0.942, "entropy": 0.6816},
+            "entropy is 0.6816 nats",
+        ),
+        (
+            {"num_classes": 4, "labelled": 300, "accuracy": 0.3267, "entropy": 1.3862},
+            "entropy is 1.386 nats",
+        ),
     ],
 )
 def test_guessing_is_said(sums, match):
@@ -57,6 +66,9 @@ def test_guessing_is_said(sums, match):
         {"num_classes": 10, "labelled": 5000, "accuracy": 0.9941},
         {"num_classes": 10, "labelled": 5000, "accuracy": 0.15},
         {"num_classes": 2, "labelled": 10_000, "accuracy": 0.56, "entropy": FLAT * math.log(2)},
+        {"num_classes": 4, "labelled": 5000, "accuracy": 0.34, "entropy": FLAT * math.log(4)},
+        {"num_classes": 2, "labelled": 1000, "accuracy": 0.942, "entropy": 0.2},
+        {"num_classes": 2, "labelled": 1000, "accuracy": 1.0, "entropy": 0.1},
         {"num_classes": 1000, "labelled": 10, "accuracy": 0.0},
         {"num_classes": 50_257, "labelled": 1, "accuracy": 0.0},
         {"num_classes": 2, "labelled": 20, "accuracy": 0.7},  # so few tell nothing

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdcache.data.forward import FlatOutput
 from kdcache.errors import DataError
-from kdcache.outputs import OutputKind, kind_of
+from kdcache.outputs import OutputKind, are_between_0_and_1, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,10 @@ def check_output(output: FlatOutput, side: Literal["teacher", "student"]) -> Out
     """
     if not isinstance(output.all_logits, Tensor):
         return "logits"
-    found = kind_of(output.logits)
-    if output.mapping.output == "probabilities":
-        # Their logarithm was taken. Of a cut vocabulary they sum to less than 1.
-        is_cut = output.mapping.num_classes is not None
-        if found != "log_probabilities" and not is_cut and output.num_rows:
+    is_cut = output.mapping.num_classes is not None
+    if output.mapping.output == "probabilities":  # their logarithm was taken
+        taken = kind_of(output.logits.exp(), is_cut=is_cut)
+        if taken != "probabilities" and output.num_rows:
             raise DataError(
                 f"batch.output says that the {side} returns probabilities, but its rows are not "
                 "all >= 0 with a sum of 1. Leave batch.output out for a model that returns logits; "
@@ -52,13 +51,21 @@ def check_output(output: FlatOutput, side: Literal["teacher", "student"]) -> Out
                 "{...}}."
             )
         return "log_probabilities"
+    found = kind_of(output.logits, is_cut=is_cut)
     if found == "probabilities":
         raise DataError(
-            f"the {side} returns probabilities: in all {output.num_rows:,} rows of its first batch "
-            "the classes are >= 0 and sum to 1. Taken for logits they would make almost flat "
-            "targets. Return the logits, before the softmax; or say batch: {output: "
-            f"probabilities}} (of one side alone: batch: {{{side}: {{output: probabilities}}}}), "
-            "which takes the logarithm."
+            f"the {side} returns probabilities: in (nearly) all {output.num_rows:,} rows of its "
+            "first batch the classes are >= 0 and sum to 1, or to 100. Taken for logits they would "
+            "make targets that are almost flat, or one-hot. Return the logits, before the softmax; "
+            "or say batch: {output: probabilities}, which takes the logarithm (of one side alone: "
+            f"batch: {{{side}: {{output: probabilities}}}})."
+        )
+    if are_between_0_and_1(output.logits):
+        log.warning(
+            "all values that the %s returns for its first batch lie between 0 and 1, as those of a "
+            "sigmoid or of rounded probabilities do. Taken for logits they make almost flat "
+            "targets: return the values before it",
+            side,
         )
     return found
 

@@ -13,7 +13,7 @@ from kdcache.data.batch_section import parse_mapping
 from kdcache.data.forward import forward
 from kdcache.errors import DataError, UsageError
 from kdcache.losses import kd_loss
-from kdcache.outputs import kind_of
+from kdcache.outputs import are_between_0_and_1, kind_of
 from tests.train import small
 
 HALF = (torch.float16, torch.bfloat16)
@@ -49,10 +49,40 @@ def one_hot():
         (torch.cat([logits(4), logits(4).softmax(-1)]), "logits"),
         (one_hot(), "probabilities"),
         (one_hot().log(), "log_probabilities"),  # -inf masks the others
+        (torch.full((8, 4), -torch.inf), "logits"),
+        (torch.cat([logits(60).softmax(-1), logits(4)]), "probabilities"),  # a few were changed
+        (torch.cat([logits(8).softmax(-1), torch.zeros(56, 10)]), "probabilities"),  # padding
+        (0.97 * logits().softmax(-1), "probabilities"),  # truncated
+        (logits().softmax(-1).mul(50).round().div(50), "probabilities"),
+        (100 * logits().softmax(-1), "probabilities"),
+        (logits().softmax(-1)[:, :6], "logits"),
     ],
 )
 def test_what_looks_like_them(rows, kind):
     assert kind_of(rows) == kind
+
+
+def test_of_classes_that_were_cut():
+    cut = logits().softmax(-1)[:, :6]
+    assert kind_of(cut, is_cut=True) == "probabilities"
+    assert kind_of(logits().relu(), is_cut=True) == "logits"
+    assert kind_of(logits(), is_cut=True) == "logits"
+
+
+@pytest.mark.parametrize(
+    ("rows", "are"),
+    [
+        (logits().sigmoid(), True),
+        (logits().softmax(-1)[:, :6], True),
+        (torch.zeros(8, 4), False),  # a head that begins at zero
+        (torch.zeros(0, 4), False),
+        (logits(), False),
+        (logits().relu(), False),
+        (logits(1).sigmoid(), False),
+    ],
+)
+def test_values_between_0_and_1(rows, are):
+    assert are_between_0_and_1(rows) is are
 
 
 class Ending(nn.Module):
@@ -109,6 +139,31 @@ def test_said_to_be_probabilities_they_give_the_targets_of_the_logits(tmp_path):
 def test_said_to_be_probabilities_and_not(tmp_path):
     with pytest.raises(DataError, match="says that the teacher returns probabilities, but"):
         dump(Ending(lambda z: z), tmp_path / "t.zarr", batch={"output": "probabilities"})
+
+
+@pytest.mark.parametrize(
+    "batch", [{"num_classes": 3}, {"num_classes": 3, "output": "probabilities"}]
+)
+def test_of_a_vocabulary_that_is_cut(tmp_path, batch):
+    """The classes that count sum to less than 1."""
+    batch = {**batch, "ignore_index": 3}
+    if "output" in batch:
+        dump(Ending(softmax), tmp_path / "t.zarr", batch=batch)
+        with pytest.raises(DataError, match="says that the teacher returns probabilities, but"):
+            dump(Ending(lambda z: z.relu() + 1), tmp_path / "u.zarr", batch=batch)
+        return
+    with pytest.raises(DataError, match="the teacher returns probabilities"):
+        dump(Ending(softmax), tmp_path / "t.zarr", batch=batch)
+
+
+def test_a_sigmoid_is_told_of(tmp_path, caplog):
+    dump(Ending(torch.sigmoid), tmp_path / "t.zarr")
+    assert "all values that the teacher returns for its first batch lie between 0 and 1" in (
+        caplog.text
+    )
+    caplog.clear()
+    dump(Ending(lambda z: z), tmp_path / "u.zarr")
+    assert "between 0 and 1" not in caplog.text
 
 
 def test_a_probability_of_zero_is_a_mask():
