@@ -12,8 +12,11 @@ from pathlib import Path
 
 from kdcache.errors import UsageError
 
-# Two letters or more: C:/x is a drive. One slash suffices, as pathlib folds two into one.
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+# Two letters or more: C:/x is a drive. One slash suffices, as pathlib folds two into one; schemes
+# of storage need none (s3:bucket), and fsspec chains them (simplecache::s3://bucket).
+_STORAGE = "s3|gs|gcs|az|abfss?|adl|hf|https?|s?ftp|ssh|hdfs|dbfs|oss|memory"
+_SCHEME = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]+)(?=:[:/])|({_STORAGE})(?=:)", re.IGNORECASE)
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _VARIABLE = re.compile(r"\$\{?\w+\}?(?=/|$)")
 
 
@@ -35,16 +38,23 @@ def local_path(value: str | os.PathLike[str], what: str) -> Path:
         raise UsageError(f"{what} is a path of text, not {value!r}.")
     if not text.strip():
         raise UsageError(f"{what} is an empty path. Name a file or folder.")
+    if "\0" in text:
+        raise UsageError(f"{what}: {text!r} has a NUL character, which no path can have.")
+    if os.name == "posix" and _DRIVE.match(text):
+        raise UsageError(
+            f"{what}: {text!r} is a path of Windows, which this machine does not know. Nothing was "
+            "read or written. Give it a path on this machine."
+        )
     scheme = _SCHEME.match(text)
     if scheme is not None:
         remedy = (
             "Write the plain path."
-            if scheme[1].lower() == "file"
+            if scheme[0].lower() == "file"
             else "Object storage and URLs are not supported yet: give a path on this machine, such "
             "as a mounted folder, and copy to or from there."
         )
         raise UsageError(
-            f"{what}: {text!r} is a URL ({scheme[1]}), not a path. Nothing was read or written. "
+            f"{what}: {text!r} is a URL ({scheme[0]}), not a path. Nothing was read or written. "
             f"{remedy}"
         )
     variable = _VARIABLE.match(text)
@@ -54,4 +64,11 @@ def local_path(value: str | os.PathLike[str], what: str) -> Path:
             "expanded in experiment files. Write the path out, or give it on the command line, "
             "where the shell expands it."
         )
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        user = text.partition("/")[0]
+        raise UsageError(
+            f"{what}: {text!r} begins with {user}, and there is no such user here. Write the path "
+            "out."
+        ) from error

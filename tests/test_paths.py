@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from kdcache.errors import UsageError
 from kdcache.paths import local_path
 from kdcache.weights import load_weights
 
+posix = pytest.mark.skipif(os.name != "posix", reason="there, they are paths")
 URL = "s3://bucket/x.zarr"
 URLS = [
     *(URL, "gs://b/x", "az://b/x", "abfss://c@a.dfs/x", "https://host/x", "file:///tmp/x"),
-    *("hf://datasets/x", "memory://x", "S3://b/x", "s3:/bucket/x"),
+    *("hf://datasets/x", "memory://x", "S3://b/x", "s3:/bucket/x", "s3:bucket/x", "GS:b/x"),
+    *("simplecache::s3://b/x", "zip::file:///a.zip", "unheard-of://b/x"),
     Path(URL),
 ]
 
@@ -30,7 +33,8 @@ def test_urls(url):
 
 
 @pytest.mark.parametrize(
-    "name", ["x.zarr", "/a/b", "C:/x", "C:\\x", "a:b.zarr", "runs/2026:11/x", "s3:x"]
+    "name",
+    ["x.zarr", "/a/b", "C:x", "a:b.zarr", "runs/2026:11/x", "s3.x", "runs/s3:x", "lr=1e-3:b"],
 )
 def test_names_of_this_machine(name):
     assert local_path(name, "cache") == Path(name)
@@ -53,6 +57,10 @@ def test_the_home_folder(monkeypatch, tmp_path):
         (None, "cache is a path, not None"),
         (b"x", "cache is a path, not"),
         (["x"], "cache is a path, not"),
+        ("~nobody-of-this-name/x", "there is no such user"),
+        ("a\0b", "NUL character"),
+        pytest.param("C:/x", "path of Windows", marks=posix),
+        pytest.param("C:\\runs\\a", "path of Windows", marks=posix),
     ],
 )
 def test_what_is_no_path(value, match):

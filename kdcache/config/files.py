@@ -105,10 +105,7 @@ def override(raw: Mapping[str, Any], name: str, text: str) -> Raw:
     parts = name.split(".")
     if parts[0] in COMPONENTS and len(parts) > 1 and parts[1] not in component_keys(parts[0]):
         parts.insert(1, "init_args")
-    try:
-        value = yaml.load(text, _Loader)  # a safe loader
-    except yaml.YAMLError as error:
-        raise UsageError(f"--{name}: {text!r} is not a valid value.") from error
+    value = _value(name, text)
     is_component = parts[0] in COMPONENTS if len(parts) == 1 else parts[:-1] == ["pipelines"]
     if is_component and isinstance(value, str):
         parts.append("class_path")
@@ -127,6 +124,35 @@ def override(raw: Mapping[str, Any], name: str, text: str) -> Raw:
     return spelt_out(result)
 
 
+def _value(name: str, text: str) -> Any:
+    """A word of the command line, read as YAML.
+
+    Raises:
+        UsageError: it is no YAML, or YAML would take a part of it for a comment.
+    """
+    try:
+        value = yaml.load(text, _Loader)  # a safe loader
+    except yaml.YAMLError as error:
+        hint = " In YAML # begins a comment: put text into quotes." if "#" in text else ""
+        raise UsageError(f"--{name}: {text!r} is not a valid value.{hint}") from error
+    if not any(_means(text[: at.start()], value) for at in re.finditer(r"(?<!\S)#", text)):
+        return value
+    if isinstance(value, str) and text.startswith(value):  # a name such as "run #3"
+        return text
+    raise UsageError(
+        f"--{name}: in {text!r} a comment begins with #, and what follows would be lost. Put text "
+        "into quotes of its own, or leave the comment out."
+    )
+
+
+def _means(text: str, value: Any) -> bool:
+    """Whether a text is a value's, so that what followed it was a comment."""
+    try:
+        return bool(yaml.load(text, _Loader) == value)
+    except yaml.YAMLError:  # cut within quotes or brackets
+        return False
+
+
 def dropped(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of everything that was set before and is not there afterwards."""
     found: dict[str, Any] = {}
@@ -134,7 +160,7 @@ def dropped(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
         new = after.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found |= {f"{key}.{name}": value for name, value in dropped(old, new).items()}
-        elif key not in after or (new is None and isinstance(old, Mapping)):
+        elif key not in after or (isinstance(old, Mapping) and not isinstance(new, Mapping)):
             found[key] = old
     return found
 

@@ -186,6 +186,14 @@ REFUSED = [
     ("student", ["--studnt.width", "8"], "unknown key 'studnt'"),
     ("student", ["--student", "[1]"], "student should be"),
     ("student", ["--student", "null"], "no 'student'"),
+    ("student", ["--distill.temperature", "2 # as before"], "a comment begins with #"),
+    ("student", ["--student.weights", "#3"], "a comment begins with #"),
+    ("student", ["--distill.losses", "{kd_loss: 1} # alone"], "a comment begins with #"),
+    (
+        "student",
+        ["--distill.losses", "{kd_loss: 1 #, mse_logits: 2}"],
+        "In YAML # begins a comment",
+    ),
     ("student", ["--optimizer.class_path", "null"], "optimizer needs a class_path"),
 ]
 
@@ -249,3 +257,23 @@ def test_dropped_names_the_smallest_section():
     before = {"a": {"b": {"c": 1, "d": 2}}, "e": 3, "f": {"g": 4}, "h": 5}
     after = {"a": {"b": {"c": 9}}, "f": None, "h": None}
     assert dropped(before, after) == {"a.b.d": 2, "e": 3, "f": {"g": 4}}
+
+
+@pytest.mark.parametrize("new", ["m.B", 3, [1], None])
+def test_dropped_names_a_mapping_that_became_a_value(new):
+    inner = {"class_path": "m.A", "init_args": {"k": 3}}
+    assert dropped({"backbone": inner}, {"backbone": new}) == {"backbone": inner}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("run #3", "run #3"),
+        ("teacher v2 #1.zarr", "teacher v2 #1.zarr"),
+        ("a#b", "a#b"),
+        ("'run #3'", "run #3"),
+        ('"a # b"', "a # b"),
+    ],
+)
+def test_a_name_with_a_number_sign_is_kept(file, text, expected):
+    assert experiment(file, "--student.weights", text).student["weights"] == expected
