@@ -71,10 +71,12 @@ def check_output(output: FlatOutput, side: Literal["teacher", "student"]) -> Out
 
 
 def look_at_student(output: FlatOutput) -> bool:
-    """Check a student's first batch, and say which of several values its logits are; True."""
+    """Check a student's first batch, and say which values are its logits, and no labels; True."""
     check_output(output, "student")
     if output.chosen:
         log.info("the student's logits are %s", output.chosen)
+    if output.label_problem:
+        log.warning("labels are not used in training: %s", output.label_problem)
     return True
 
 

@@ -109,6 +109,12 @@ def plan_split(
     _check(output, forward, data.batch, numbers)
     if output.chosen:
         log.info("the teacher's logits are %s", output.chosen)
+    if output.label_problem:
+        log.warning(
+            "split %r: labels are not used, and no accuracy is measured: %s",
+            split,
+            output.label_problem,
+        )
     mapping = forward.mapping
     if mapping.note:
         log.info("split %r: the teacher %s", split, mapping.note)

@@ -25,6 +25,7 @@ from kdcache.train.resume import Resumption
 from kdcache.train.silence import quiet_lightning
 from kdcache.train.termination import Termination
 from kdcache.train.trainer_options import make_trainer
+from kdcache.train.unlabelled import LabelWatch
 
 _EPOCHS = 10
 _LOG_EVERY = 50
@@ -95,7 +96,8 @@ def fit(
     given = _callbacks(settings.get("callbacks"))
     _check_finders(given, is_resumed=resume is not None)
     tracked = [] if settings["logger"] in (False, []) else tracking_callbacks(tracking, given)
-    settings["callbacks"] = [*given, *tracked, termination, *kept]
+    watch = LabelWatch(module.objective.losses)
+    settings["callbacks"] = [*given, *tracked, watch, termination, *kept]
     with quiet_lightning():
         trainer = make_trainer(settings, options)
         at = None if resume is None else resume.checkpoint

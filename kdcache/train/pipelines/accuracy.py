@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -16,6 +17,8 @@ from kdcache.train.pipelines.label_scores import (
     top_k_accuracy,
 )
 from kdcache.train.pipelines.passes import Metric
+
+log = logging.getLogger(__name__)
 
 
 class AccuracyPipeline(BuiltInPipeline):
@@ -52,6 +55,7 @@ class AccuracyPipeline(BuiltInPipeline):
             )
         self.top_k = top_k
         self._result = ACCURACY if top_k is None else top_k_accuracy(top_k)
+        self._is_told = False
 
     def metrics(self) -> Sequence[Metric]:
         """See :class:`BuiltInPipeline`."""
@@ -60,9 +64,14 @@ class AccuracyPipeline(BuiltInPipeline):
 
     def result(self, results: Mapping[str, float], label_problem: str) -> float:
         """See :class:`BuiltInPipeline`."""
-        for name in (self._result, AGREEMENT):
-            if name in results:
-                return results[name]
+        if self._result in results:
+            return results[self._result]
+        if AGREEMENT in results:
+            if label_problem and not self._is_told:
+                text = "there is no %s: labels are not used, %s. The result is %s with the teacher"
+                log.warning(text, self._result, label_problem, AGREEMENT)
+                self._is_told = True
+            return results[AGREEMENT]
         missing = "no cached targets" if label_problem else "neither labels nor cached targets"
         raise nothing_to_score(label_problem, missing)
 
