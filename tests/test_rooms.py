@@ -28,7 +28,7 @@ ORDER = (
     ("losses", "store"),
     ("codecs",),
     ("outputs", "targets", "weights"),
-    ("chance", "columns", "paths", "tables"),
+    ("chance", "columns", "paths", "tables", "values"),
     ("errors", "version"),
 )
 
@@ -61,7 +61,8 @@ ONLY_IN: Mapping[str, set[str]] = {
 
 # Importing torch takes seconds: ``kdcache --help`` and the readers of metadata do without.
 WITHOUT_TORCH = {
-    *("__main__", "cli", "store", "chance", "columns", "paths", "tables", "errors", "version")
+    *("__main__", "cli", "store", "chance", "columns", "paths", "tables", "values"),
+    *("errors", "version"),
 }
 
 MAX_LINES = 400

@@ -17,7 +17,7 @@ import xxhash
 from torch import Tensor
 
 from kdcache.data.leaves import Path, leaf
-from kdcache.errors import DataError, SampleError
+from kdcache.errors import DataError, KdcacheError, SampleError, origin
 
 ALGORITHM = "xxh3_64"
 TOKENS = "tokens:"
@@ -174,13 +174,29 @@ class FingerprintSource:
         return cls(name=name, paths=(path,) if path else ())
 
     def content(self, sample: Any) -> Any:
-        """What is fingerprinted of a sample."""
+        """What is fingerprinted of a sample.
+
+        Raises:
+            DataError: the user's function raised; or there is no such leaf, or no token ids.
+        """
         if self.function is not None:
-            return self.function(sample)
+            return self._called(self.function, sample)
         if not self.paths:
             return token_ids(sample) if self.name == TOKENS else sample
         found = [leaf(sample, path, "fingerprinted path") for path in self.paths]
         return token_ids(found[0]) if self.name.startswith(TOKENS) else found
+
+    def _called(self, function: Callable[[Any], Any], sample: Any) -> Any:
+        try:
+            return function(sample)
+        except KdcacheError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"the fingerprint function {self.name} raised at {origin(error, skip=1)}:\n"
+                f"  {type(error).__name__}: {error}\n"
+                "Mend it, or the sample; or choose another fingerprint (dump.fingerprint)."
+            ) from error
 
     def __call__(self, sample: Any) -> int:
         """The sample's fingerprint."""

@@ -16,14 +16,16 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
+from kdcache import values
 from kdcache.chance import chance_remark
 from kdcache.codecs import Codec, DenseCodec
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.batch_section import parse_mapping
 from kdcache.data.vocabulary import own_vocabulary
+from kdcache.dump.job import DumpJob
 from kdcache.dump.launch import run_on_devices
-from kdcache.dump.loop import DumpJob, run
+from kdcache.dump.loop import run
 from kdcache.dump.preemption import Preemption
 from kdcache.dump.ranks import joined, this_replica
 from kdcache.errors import UsageError
@@ -94,7 +96,8 @@ def dump_teacher(
             world, before a teacher that is given as a function is made: ``fully_shard(model)``
             in there needs no mesh.
         accelerator: ``auto``, ``cpu``, ``cuda``, ...
-        precision: Fabric's names: ``32-true``, ``bf16-mixed``, ``16-mixed``, ...
+        precision: Fabric's names: ``32-true``, ``bf16-mixed``, ``16-mixed``, ... or the short ones,
+            such as 32 and 16.
         grace_s: seconds after SIGTERM in which the shard in hand is finished, where it can be.
         progress: show a bar where standard error is a terminal.
         verbose: print what the cache holds at the end, where standard output is a terminal or a
@@ -110,13 +113,14 @@ def dump_teacher(
         AlignmentError: a random dataset, a collate function that reorders or drops.
         PreemptedError: SIGTERM came (in the main thread); what was finished is committed.
     """
+    verbose = values.flag(verbose, "verbose")
     job = DumpJob(
         teacher=teacher,
         loaders=_loaders(data),
         cache=local_path(cache, "cache"),
         codec=codec or DenseCodec(),
         mapping=parse_mapping(batch, "teacher"),
-        class_names=tuple(class_names),
+        class_names=class_names,
         vocabulary=own_vocabulary(data),
         key=key,
         fingerprint=fingerprint,
@@ -179,8 +183,7 @@ def run_job(
         part: this job's share.
         ranks_per_replica: launched processes that hold one teacher together.
     """
-    if type(devices) is not int or devices < 1:
-        raise UsageError(f"devices is a number, at least 1, not {devices!r}.")
+    devices = values.whole_number(devices, "devices")
     replica = this_replica(part, ranks_per_replica=ranks_per_replica)
     if devices > 1 and max(replica.count, replica.num_ranks) > 1:
         raise UsageError(

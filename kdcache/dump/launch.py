@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from kdcache.dump.loop import DumpJob, run
+from kdcache.dump.job import DumpJob
+from kdcache.dump.loop import run
 from kdcache.dump.preemption import Preemption, Stopped
 from kdcache.dump.ranks import Ranks
 from kdcache.dump.replica import Replica

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.utils.data import DataLoader
 
-from kdcache.codecs import Codec, DenseCodec, codec_settings
+from kdcache.codecs import codec_settings
 from kdcache.data import sources
-from kdcache.data.batch import BatchMapping, Mapped
-from kdcache.data.keys import INDEX, check_key_source
+from kdcache.data.batch import BatchMapping
 from kdcache.dump.answers import check_answers
 from kdcache.dump.encoding import check_rows, encode
+from kdcache.dump.job import DumpJob
 from kdcache.dump.plan import SplitPlan, plan_split
 from kdcache.dump.preemption import Preemption, Stopped
 from kdcache.dump.progress import DumpProgress
@@ -28,67 +25,10 @@ from kdcache.dump.shard_writer import ShardWriter
 from kdcache.dump.split_data import SplitData, choose_source
 from kdcache.dump.teacher import TeacherForward, weights_digest
 from kdcache.dump.work import Work, numbered_work, stream_work
-from kdcache.errors import CacheMissingError, SampleError, UsageError, paragraph
+from kdcache.errors import CacheMissingError, SampleError, paragraph
 from kdcache.store import Cache, Manifest, View, ViewWriter, check_cache_path, open_cache
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DumpJob:
-    """All that stage one is told; see :func:`kdcache.dump_teacher` for the fields."""
-
-    teacher: nn.Module | Callable[[], nn.Module]
-    loaders: Mapping[str, sources.Loader]
-    cache: Path
-    codec: Codec = field(default_factory=DenseCodec)
-    mapping: Mapped = field(default_factory=BatchMapping)
-    class_names: Sequence[str] = ()
-    vocabulary: str = ""
-    key: str = INDEX
-    fingerprint: str | Callable[[Any], Any] = "inputs"
-    samples_per_shard: int | None = None
-    pilot: bool = True
-    extend: bool = False
-    accelerator: str = "auto"
-    precision: str = "32-true"
-    grace_s: float = 30.0
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        check_key_source(self.key)
-        teacher: object = self.teacher
-        is_module_class = isinstance(teacher, type) and not _needs_nothing(teacher)
-        if not callable(teacher) or is_module_class:
-            raise UsageError(
-                f"teacher is an nn.Module that is made, or a function that makes one, not "
-                f"{teacher!r:.100}."
-            )
-        codec: object = self.codec
-        if not hasattr(codec, "num_pilot_samples"):
-            raise UsageError(
-                f"codec is one that is made, such as kdcache.TopKCodec(k=32), not {codec!r:.100}."
-            )
-        if not self.loaders:
-            raise UsageError("there is no split to dump: give at least a training loader.")
-        other = next((k for k, v in self.loaders.items() if not isinstance(v, DataLoader)), None)
-        if other is not None:
-            raise UsageError(
-                f"split {other!r} is a {type(self.loaders[other]).__name__}, not a DataLoader."
-            )
-        if self.samples_per_shard is not None and self.samples_per_shard < 1:
-            raise UsageError(f"samples_per_shard is at least 1, not {self.samples_per_shard}.")
-        if not self.grace_s >= 0:
-            raise UsageError(f"grace_s is a time in seconds, 0 or more, not {self.grace_s}.")
-
-
-def _needs_nothing(made: type) -> bool:
-    """Whether a class can be called without arguments, as a function that makes a teacher."""
-    try:
-        inspect.signature(made).bind()
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def is_complete(cache: Path, splits: Sequence[str]) -> bool:

@@ -20,8 +20,9 @@ from kdcache.data import sources
 from kdcache.data.join import stored_source
 from kdcache.dump.encoding import EncodedBatch, check_rows, check_valid, encode
 from kdcache.dump.fidelity import distributions, kl_divergence, row_blocks, stored_distribution
+from kdcache.dump.job import DumpJob
 from kdcache.dump.keyed import KeyedBatch, KeyedDataset, keyed_loader, shard_batches
-from kdcache.dump.loop import DumpJob, as_this_job
+from kdcache.dump.loop import as_this_job
 from kdcache.dump.teacher import TeacherForward, class_path, weights_digest
 from kdcache.errors import AlignmentError, FingerprintMismatchError, UsageError
 from kdcache.store import Manifest, View, differences, open_cache

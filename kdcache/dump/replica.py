@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kdcache.errors import UsageError
+from kdcache.values import text, whole_number
 
 _PART = re.compile(r"([0-9]+)/([0-9]+)")
 
@@ -92,12 +93,11 @@ def replica_from(
         UsageError: no such part; the ranks cannot be divided into replicas.
     """
     launched = launched_rank(environment)
-    if ranks_per_replica < 1:
-        raise UsageError(f"ranks_per_replica is at least 1, not {ranks_per_replica}.")
+    ranks_per_replica = whole_number(ranks_per_replica, "ranks_per_replica")
     if ranks_per_replica > 1:
         _check_division(launched.world_size, ranks_per_replica, part)
     if part is not None:
-        found = _PART.fullmatch(part)
+        found = _PART.fullmatch(text(part, "part", "3/16"))
         if found is None or int(found[1]) >= int(found[2]):
             raise UsageError(f"part {part!r} is not like 3/16: number (from 0) / count.")
         number, count = int(found[1]), int(found[2])

@@ -7,6 +7,7 @@ in float32 and scaled, the same way for all.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -104,9 +105,9 @@ def no_targets(name: str) -> UsageError:
     )
 
 
-def check_temperature_value(temperature: float) -> None:
+def check_temperature_value(temperature: Any) -> None:
     """Raise UsageError unless T is a positive finite number."""
-    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    number = isinstance(temperature, numbers.Real) and not isinstance(temperature, bool)
     if not number or not math.isfinite(temperature) or temperature <= 0:
         raise UsageError(f"the temperature is a positive number, not {temperature!r}.")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -52,12 +53,13 @@ def optimizer_maker(spec: str | MakeOptimizer | None, learning_rate: float) -> M
             )
         return spec
     name = "adam" if spec is None else spec
-    is_number = isinstance(learning_rate, int | float) and not isinstance(learning_rate, bool)
+    given: object = learning_rate
+    is_number = isinstance(given, numbers.Real) and not isinstance(given, bool)
     if not is_number or not 0 < learning_rate < math.inf:
         raise UsageError(f"learning_rate is a number above 0, not {learning_rate!r}.")
     if name not in OPTIMIZERS:
         raise UsageError(f"there is no optimizer {name!r}. {suggest(name, OPTIMIZERS)}")
-    return functools.partial(OPTIMIZERS[name], lr=learning_rate)
+    return functools.partial(OPTIMIZERS[name], lr=float(learning_rate))
 
 
 def made_optimizer(

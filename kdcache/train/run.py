@@ -9,11 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
+from kdcache import values
 from kdcache.data import sources
 from kdcache.data.batch import Mapped
 from kdcache.data.batch_section import parse_mapping
@@ -143,10 +145,14 @@ def train_student(
         ProcessLostError: another process of the training ended; checkpoints stay.
         KdcacheError: see ``kdcache.errors``; nothing is overwritten.
     """
-    _check_student(student, seed)
+    _check_student(student, fingerprint)
+    seed = None if seed is None else _seed(seed)
+    allow_mismatch = values.flag(allow_mismatch, "allow_mismatch")
+    progress, verbose = values.flag(progress, "progress"), values.flag(verbose, "verbose")
+    class_names = values.texts(class_names, "class_names")
     tracked = Tracking.of(tracking)
-    check_options({} if trainer is None else trainer, tracked)
-    options = dict(trainer or {})
+    options = _plain_numbers({} if trainer is None else trainer)
+    check_options(options, tracked)
     resumption = None if resume is None else Resumption.of(local_path(resume, "resume"))
     chosen = None if output is None else local_path(output, "output")
     objective = Objective(
@@ -238,14 +244,30 @@ def train_student(
     return run
 
 
-def _check_student(student: object, seed: object) -> None:
+def _check_student(student: object, fingerprint: object) -> None:
     if not isinstance(student, nn.Module):
         raise UsageError(
             f"student is an nn.Module that is made, such as Student(), not {student!r:.100}."
         )
-    is_seed = type(seed) is int and 0 <= seed <= MAX_SEED
-    if seed is not None and not is_seed:
-        raise UsageError(f"the seed is a number from 0 to {MAX_SEED}, not {seed!r}.")
+    if fingerprint is not None and not callable(fingerprint):
+        raise UsageError(
+            f"fingerprint is your own function of a sample, where the dump used one, not "
+            f"{fingerprint!r:.100}. Leave it out: any other fingerprint is read from the cache."
+        )
+
+
+def _seed(given: Any) -> int:
+    is_whole = isinstance(given, int | np.integer) and not isinstance(given, bool)
+    if not is_whole or not 0 <= given <= MAX_SEED:
+        raise UsageError(f"the seed is a number from 0 to {MAX_SEED}, not {given!r}.")
+    return int(given)
+
+
+def _plain_numbers(options: Any) -> Any:
+    """The Trainer's arguments with Python's numbers for NumPy's, which Lightning does not take."""
+    if not isinstance(options, Mapping):
+        return options
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
 
 
 def _run(

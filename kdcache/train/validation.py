@@ -88,7 +88,7 @@ class Validation:
     def __init__(
         self,
         sets: Mapping[str, Any],
-        pipelines: Mapping[str, Any],
+        pipelines: Any,
         *,
         batch: Mapped,
         temperature: float,
@@ -97,6 +97,11 @@ class Validation:
             name: one if isinstance(one, ValidationSet) else ValidationSet(loader=one)
             for name, one in sets.items()
         }
+        if not isinstance(pipelines, Mapping):
+            raise UsageError(
+                "pipelines are a mapping from validation sets to their pipelines, such as "
+                f"{{{next(iter(self._sets), 'val')!r}: 'accuracy'}}, not {pipelines!r:.100}."
+            )
         unknown = next((name for name in pipelines if name not in self._sets), None)
         if unknown is not None:
             raise UsageError(

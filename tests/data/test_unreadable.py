@@ -204,6 +204,19 @@ def test_a_sample_without_a_fingerprint(cache, wrong, what):
     assert text.startswith(f"sample {wrong} of split 'train' ")
 
 
+@pytest.mark.parametrize("wrong", [3, WRONG])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fingerprint_function_that_raises(cache, wrong, workers):
+    def of(sample):
+        return sample[0] if not torch.equal(sample[0], SAMPLES[wrong][0]) else sample["id"]
+
+    loader = toys.loader(SAMPLES, num_workers=workers)
+    text = message(lambda: toys.dump(cache, loader, fingerprint=of))
+    assert text.startswith(f"sample {wrong} of split 'train' has no fingerprint: the fingerprint f")
+    assert "test_unreadable.py:" in text.splitlines()[0]
+    assert text.splitlines()[1] == "  TypeError: tuple indices must be integers or slices, not str"
+
+
 def test_a_probed_sample_that_makes_no_batch(cache):
     probed = sources.spread(N, 32)[9]
     samples = [*SAMPLES[:probed], (torch.zeros(5), 0), *SAMPLES[probed + 1 :]]

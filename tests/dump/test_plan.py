@@ -178,16 +178,78 @@ class TestRefused:
             ({"part": "2/2"}, "like 3/16"),
             ({"precision": "8-true"}, "precision '8-true' cannot be used"),
             ({"accelerator": "abacus"}, "'abacus'"),
+            ({"accelerator": None}, "accelerator is a text, such as 'auto', not None"),
+            ({"precision": 8}, "precision '8' cannot be used"),
+            ({"precision": 16.0}, "precision is one of Lightning's, such as '32-true' or"),
+            ({"key": None}, "key is a text, such as 'index', not None"),
+            ({"fingerprint": 3}, "fingerprint is a text, such as 'inputs', not 3"),
+            ({"grace_s": "30"}, "grace_s is a number, not '30'"),
+            ({"class_names": "abcde"}, r"class_names is a list of texts, .* not 'abcde'"),
+            ({"class_names": [0, 1, 2, 3, 4]}, r"one of them is 0\. Make them texts"),
+            ({"extend": "no"}, "extend is True or False, not 'no'"),
+            ({"pilot": "no"}, "pilot is True or False, not 'no'"),
+            ({"progress": 0}, "progress is True or False, not 0"),
+            ({"verbose": None}, "verbose is True or False, not None"),
+            (
+                {"samples_per_shard": 20.0},
+                "samples_per_shard is a whole number, at least 1, not 20",
+            ),
+            ({"samples_per_shard": True}, "samples_per_shard is a whole number"),
+            ({"devices": "2"}, "devices is a whole number, at least 1, not '2'"),
+            ({"part": 3}, "part is a text, such as '3/16', not 3"),
+            ({"ranks_per_replica": 1.0}, "ranks_per_replica is a whole number"),
         ],
     )
     def test_settings(self, cache, options, says):
         self.refused(cache, says, **options)
+
+    @pytest.mark.parametrize("split", [3, "tables", "a/b"])
+    def test_a_name_of_a_split(self, cache, split):
+        """Also of a later one: nothing is dumped of those before it."""
+        samples = toys.labelled(9)
+        loaders = {"train": toys.loader(samples), split: toys.loader(samples)}
+        with pytest.raises(UsageError, match=r"a split's name is a text|a split cannot be called"):
+            kdcache.dump_teacher(toys.make_teacher(), loaders, cache, progress=False)
+        assert not cache.exists()
 
     @pytest.mark.parametrize("data", [3, {"train": [1, 2]}, {}])
     def test_data(self, cache, data):
         with pytest.raises(UsageError):
             kdcache.dump_teacher(toys.make_teacher(), data, cache, progress=False)
         assert not cache.exists()
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons(cache):
+    made = toys.dump(
+        cache,
+        toys.labelled(9),
+        samples_per_shard=np.int64(4),
+        grace_s=np.float32(1),
+        pilot=np.bool_(False),
+        devices=np.int64(1),
+    )
+    assert made["train"].manifest.samples_per_shard == 4
+    assert made["train"].manifest.pilot == {}
+    assert kdcache.open_cache(cache)["train"].is_complete
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [(32, "32-true"), ("32", "32-true"), (64, "64-true"), ("bf16", "bf16-mixed")],
+)
+def test_a_short_precision_is_the_full_one(cache, given, meant):
+    made = toys.dump(cache, toys.labelled(9), precision=given)
+    assert made["train"].manifest.identity["precision"] == meant
+    assert toys.dump(cache, toys.labelled(9), precision=meant)["train"].is_complete
+
+
+def test_a_precision_of_64_bits_is_computed_in_64_bits(cache):
+    """Lightning's short name did not convert the teacher."""
+    seen = []
+    teacher = toys.make_teacher()
+    teacher.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    toys.dump(cache, toys.labelled(9), teacher, precision=64)
+    assert set(seen) == {torch.float64}
 
 
 def test_a_data_object_is_dumped_split_by_split(cache):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -104,6 +105,47 @@ def test_a_failed_run_leaves_nothing(train, tmp_path, student, options, match):
     with pytest.raises(Exception, match=match):
         train(student, **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"allow_mismatch": "no"}, "allow_mismatch is True or False, not 'no'"),
+        ({"progress": "no"}, "progress is True or False, not 'no'"),
+        ({"verbose": 1}, "verbose is True or False, not 1"),
+        ({"pipelines": "accuracy"}, "such as {'test': 'accuracy'}, not 'accuracy'"),
+        ({"class_names": "abcd"}, "class_names is a list of texts"),
+        ({"class_names": [0, 1, 2, 3]}, "one of them is 0. Make them texts"),
+        ({"fingerprint": "inputs"}, "fingerprint is your own function of a sample"),
+        ({"seed": 1.0}, "the seed is a number from 0"),
+        ({"seed": True}, "the seed is a number from 0"),
+    ],
+)
+def test_arguments_of_another_type(train, tmp_path, options, match):
+    with pytest.raises(UsageError, match=match):
+        train(**options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons(train, tmp_path):
+    def run(output, whole, real):
+        options = {"max_epochs": whole(1), "accumulate_grad_batches": whole(2)}
+        return train(
+            output=tmp_path / output,
+            seed=whole(3),
+            temperature=real(2),
+            learning_rate=real(0.5),
+            losses={"kd_loss": real(0.25), "student_loss": whole(1)},
+            trainer={**options, "limit_train_batches": whole(3)},
+        )
+
+    python, numpy = run("python", int, float), run("numpy", np.int64, np.float32)
+    assert numpy.metrics == python.metrics
+    resumed = {"resume": numpy.output, "output": tmp_path / "more", "temperature": 2.0}
+    losses = {"kd_loss": 0.25, "student_loss": 1.0}
+    options = {"max_epochs": 2, "accumulate_grad_batches": 2, "limit_train_batches": 3}
+    more = train(**resumed, seed=3, losses=losses, learning_rate=0.5, trainer=options)
+    assert more.epochs == 2
 
 
 def test_a_missing_cache_is_said(tmp_path):
