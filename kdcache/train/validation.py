@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from kdcache.data.batch import Mapped
+from kdcache.data.named_samples import with_named_samples
 from kdcache.errors import KdcacheError, UsageError, suggest
 from kdcache.train.first_batches import FirstBatches, first_batches
 from kdcache.train.pipelines import RESULT, pipeline_of, run_pipeline
@@ -110,6 +111,12 @@ class Validation:
             )
         self._pipelines = {
             name: pipeline_of(pipelines.get(name), name, batch, temperature) for name in sets
+        }
+        # Made once: workers that persist belong to a loader.
+        self._named = {
+            name: with_named_samples(one.loader, name)
+            for name, one in self._sets.items()
+            if one.joined is None and isinstance(self._pipelines[name], BuiltInPipeline)
         }
         self._distance = DistancePipeline(batch, temperature=temperature)
         self.scores: Scores = {}
@@ -209,7 +216,8 @@ class Validation:
     def _score(self, name: str, student: nn.Module) -> None:
         pipeline, found = self._pipelines[name], self._sets[name]
         is_ours = isinstance(pipeline, BuiltInPipeline)
-        loader = found.joined if is_ours and found.joined is not None else found.loader
+        loader = found.joined if is_ours else found.loader
+        loader = self._named[name] if loader is None else loader
         loader = first_batches(loader, self._limit, name)
         results = run_pipeline(pipeline, name, student, loader)
         bounds = set(getattr(pipeline, "lower_bounds", ()))

@@ -167,6 +167,24 @@ class TestTraining:
         assert text.startswith(f"sample {WRONG} of split 'train' cannot be read: Photos raised")
         assert TRUNCATED in text
 
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_of_a_validation_set_that_was_not_dumped(self, cache, workers):
+        toys.dump(cache, SAMPLES)
+
+        class Data:
+            def train_dataloader(self):
+                return toys.loader(SAMPLES)
+
+            def val_dataloader(self):
+                return {"other": toys.loader(Photos(), num_workers=workers)}
+
+        options = {"trainer": {"max_epochs": 1, "accelerator": "cpu"}, "progress": False}
+        run = cache.parent / "run"
+        with pytest.raises(SampleError) as caught:
+            kdcache.train_student(toys.make_teacher(1), Data(), cache, output=run, **options)
+        text = paragraph(caught.value)
+        assert text.startswith(f"sample {WRONG} of split 'other' cannot be read: Photos raised at")
+
     def test_of_a_stream(self, cache, monkeypatch):
         toys.dump(cache, SAMPLES, key="content")
         monkeypatch.setattr("kdcache.data.probes.NUM_PROBES", 8)

@@ -163,7 +163,7 @@ def test_no_limit_of_epochs_beside_another_end(cache, tmp_path, trainer):
         ("teacher.pt", {}, "not 'teacher.pt'"),
         (nn.Linear, {}, "or a function that makes one"),
         (small.net(), {"codec": "topk"}, "codec is one that is made"),
-        (small.net(), {"devices": "2"}, "devices is a number"),
+        (small.net(), {"devices": "2"}, "devices is a whole number"),
     ],
 )
 def test_wrong_arguments_of_a_dump(tmp_path, teacher, options, match):
