@@ -17,9 +17,19 @@ _WORKER_FRAME = re.compile(r'File "(.+)", line (\d+)')
 
 
 class KdcacheError(Exception):
-    """Base of all errors raised on purpose. Takes one string, so that it survives a worker."""
+    """Base of all errors raised on purpose. Takes one string, so that it survives a worker.
+
+    PyTorch raises a worker's error again with the worker's traceback in front of its text: here
+    the text stays what it was, and the traceback is a note below it.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str = "") -> None:
+        own = _without_traceback(text, type(self))
+        super().__init__(own)
+        if own != text:
+            self.add_note(text)
 
 
 class UsageError(KdcacheError):
@@ -64,16 +74,6 @@ class SampleError(DataError):
     """A sample that the user's dataset, or collate function, does not give; names it."""
 
 
-class PreemptedError(KdcacheError):
-    """SIGTERM ended a dump before its end; what was finished is committed. Try again.
-
-    The exit code is EX_TEMPFAIL of ``sysexits.h``: a job script can tell it from a failure and
-    submit the same command again.
-    """
-
-    exit_code = 75
-
-
 class EndedTraining:
     """What an exception that ended a training says besides: what there is to go on with.
 
@@ -84,6 +84,20 @@ class EndedTraining:
 
     story: str = ""
     resume: Path | None = None
+
+
+class WorkerLostError(EndedTraining, KdcacheError):
+    """A DataLoader's worker process ended before its work: for want of memory, most often."""
+
+
+class PreemptedError(KdcacheError):
+    """SIGTERM ended a dump before its end; what was finished is committed. Try again.
+
+    The exit code is EX_TEMPFAIL of ``sysexits.h``: a job script can tell it from a failure and
+    submit the same command again.
+    """
+
+    exit_code = 75
 
 
 class TerminatedError(EndedTraining, PreemptedError):
@@ -147,8 +161,10 @@ def paragraph(error: BaseException) -> str:
     PyTorch re-raises a worker's error with the worker's traceback as its text; the original
     message stands after the last ``ClassName: `` that begins a line of that text.
     """
-    text = str(error)
-    if "Original Traceback" in text:
-        name = re.escape(type(error).__name__)
-        text = re.split(rf"^(?:[\w.]+\.)?{name}: ", text, flags=re.MULTILINE)[-1]
-    return text.strip()
+    return _without_traceback(str(error), type(error)).strip()
+
+
+def _without_traceback(text: str, kind: type[BaseException]) -> str:
+    if "Original Traceback" not in text:
+        return text
+    return re.split(rf"^(?:[\w.]+\.)?{re.escape(kind.__name__)}: ", text, flags=re.MULTILINE)[-1]

@@ -68,8 +68,13 @@ class Failing(Dataset):
 def test_the_paragraph_is_the_message_also_from_a_worker(error, num_workers):
     with pytest.raises(type(error)) as caught:
         next(iter(DataLoader(Failing(error), num_workers=num_workers)))
-    assert ("Traceback" in str(caught.value)) == (num_workers > 0)
+    is_ours = isinstance(error, KdcacheError)
+    assert ("Traceback" in str(caught.value)) == (num_workers > 0 and not is_ours)
     assert paragraph(caught.value) == str(error)
+    # Of ours the worker's traceback stands below, where Python shows one.
+    notes = getattr(caught.value, "__notes__", [])
+    assert len(notes) == (num_workers > 0 and is_ours)
+    assert all("the cause, which is not the message" in note for note in notes)
 
 
 def test_a_message_that_speaks_of_tracebacks_is_left_alone():

@@ -25,6 +25,7 @@ from kdcache.errors import (
     TerminatedError,
     TrainingInterrupt,
     UsageError,
+    WorkerLostError,
     suggest,
 )
 from kdcache.experiment import StudentExperiment
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from kdcache.train.optimizers import MakeOptimizer
     from kdcache.train.schedules import Schedule
 
-Ended = TerminatedError | TrainingInterrupt | ProcessLostError
+Ended = TerminatedError | TrainingInterrupt | ProcessLostError | WorkerLostError
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -99,8 +100,8 @@ def _train(experiment: StudentExperiment, arguments: Sequence[str]) -> StudentRu
     )
     try:
         finished = train()
-    except (TerminatedError, TrainingInterrupt, ProcessLostError) as error:
-        if rank_zero_only.rank and not isinstance(error, ProcessLostError):
+    except (TerminatedError, TrainingInterrupt, ProcessLostError, WorkerLostError) as error:
+        if rank_zero_only.rank and isinstance(error, TerminatedError | TrainingInterrupt):
             raise SystemExit(error.exit_code) from None
         raise _told_with_command(error, arguments) from error
     return finished if rank_zero_only.rank == 0 else None

@@ -6,12 +6,26 @@ are known.
 
 from __future__ import annotations
 
+import os
+import re
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.utils.data import get_worker_info
 
 from kdcache.errors import SampleError, origin
+
+_LOST = re.compile(
+    r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (exited unexpectedly|is killed by sig)"
+)
+_HANDED_OVER = "torch/multiprocessing/reductions.py"
+_NOTICE_S = 0.5
+"""How long after its connections the end of a worker may be told by a signal."""
+
+LOST_WORKER = (RuntimeError, OSError, EOFError)
+"""What :func:`lost_worker` may be true of."""
 
 
 def unreadable(error: Exception, dataset: Any, numbers: Sequence[Any], split: str) -> SampleError:
@@ -72,6 +86,46 @@ def uncollated(
     return SampleError(
         f"{_named(named, split)}{why} cannot be collated: collate_fn ({name}) raised "
         f"{_told(error)}\nMend the samples, or what makes a batch of them."
+    )
+
+
+def lost_worker(error: BaseException, num_workers: int, whose: str) -> str | None:
+    """What is said of a DataLoader's worker process that ended; None for any other error.
+
+    PyTorch raises it where it waits for the worker's batch, and from a signal anywhere else.
+    Batches of the worker that are here already may be lost too: their memory is the worker's, and
+    asking it for them is an error of the connection.
+
+    Args:
+        error: that was caught.
+        num_workers: of the loader.
+        whose: the loader is, such as "of split 'train'".
+    """
+    says = " ".join(str(error).split())
+    is_told = isinstance(error, RuntimeError) and _LOST.match(says)
+    try:
+        is_late = not is_told and _is_late(error)
+        if is_late:
+            time.sleep(_NOTICE_S)
+    except RuntimeError as told:  # raised by PyTorch's handler of SIGCHLD, here as anywhere
+        return lost_worker(told, num_workers, whose)
+    if not is_told and not is_late:
+        return None
+    says = says if is_told else f"{type(error).__name__}: {says}"
+    return (
+        f"a worker process of the DataLoader {whose} (num_workers={num_workers}) ended before it "
+        f"gave its samples. PyTorch says: {says}\n"
+        "Most often memory was short: this machine's or this job's (dmesg says whom the kernel "
+        "killed), or /dev/shm, through which workers hand over their batches (in a container, "
+        "--shm-size). Use fewer workers, a smaller prefetch_factor or smaller batches; with "
+        "num_workers=0 an error of the dataset itself shows."
+    )
+
+
+def _is_late(error: BaseException) -> bool:
+    return isinstance(error, OSError | EOFError) and any(
+        frame.f_code.co_filename.replace(os.sep, "/").endswith(_HANDED_OVER)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
     )
 
 

@@ -111,6 +111,8 @@ def dump_teacher(
         MismatchError: the cache was begun with other settings; field by field.
         DataError: logits with NaN or +inf, labels out of range; names the sample.
         AlignmentError: a random dataset, a collate function that reorders or drops.
+        SampleError: the dataset, or its collate function, does not give a sample; names it.
+        WorkerLostError: a worker of a DataLoader ended, most often for want of memory.
         PreemptedError: SIGTERM came (in the main thread); what was finished is committed.
     """
     verbose = values.flag(verbose, "verbose")

@@ -14,6 +14,7 @@ from torch import nn
 from kdcache.codecs import codec_settings
 from kdcache.data import sources
 from kdcache.data.batch import BatchMapping
+from kdcache.data.unreadable import LOST_WORKER, lost_worker
 from kdcache.dump.answers import check_answers
 from kdcache.dump.encoding import check_rows, encode
 from kdcache.dump.job import DumpJob
@@ -25,7 +26,7 @@ from kdcache.dump.shard_writer import ShardWriter
 from kdcache.dump.split_data import SplitData, choose_source
 from kdcache.dump.teacher import TeacherForward, weights_digest
 from kdcache.dump.work import Work, numbered_work, stream_work
-from kdcache.errors import CacheMissingError, SampleError, paragraph
+from kdcache.errors import CacheMissingError, SampleError, WorkerLostError, paragraph
 from kdcache.store import Cache, Manifest, View, ViewWriter, check_cache_path, open_cache
 
 log = logging.getLogger(__name__)
@@ -139,10 +140,17 @@ def _class_names(job: DumpJob, split: str) -> Sequence[str]:
 
 @contextmanager
 def _told_what_stays(job: DumpJob, split: str) -> Iterator[None]:
-    """Say of a sample that cannot be read what was committed before it, and how to go on."""
+    """Say of a sample that cannot be read what was committed before it, and how to go on.
+
+    So too where a worker that should read it is lost.
+    """
     try:
         yield
-    except SampleError as error:
+    except (SampleError, *LOST_WORKER) as error:
+        workers = job.loaders[split].num_workers
+        lost = lost_worker(error, workers, f"of split {split!r}")
+        if lost is None and not isinstance(error, SampleError):
+            raise
         stays = f"Nothing of split {split!r} was written yet; the same command begins it."
         if is_begun(job.cache, split):
             view = open_cache(job.cache)[split]
@@ -151,6 +159,8 @@ def _told_what_stays(job: DumpJob, split: str) -> Iterator[None]:
                 f"{len(view.commits)} {shards} of split {split!r} are committed and stay; the same "
                 "command goes on with the others."
             )
+        if lost is not None:
+            raise WorkerLostError(f"{lost}\n{stays}") from error
         raise SampleError(f"{paragraph(error)}\n{stays}") from error
 
 

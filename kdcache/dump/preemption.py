@@ -1,5 +1,7 @@
 """SIGTERM as a request: finish the shard in hand, commit what is queued, and say how to go on.
 
+Ctrl-C ends a dump at once, and says how to go on as well.
+
 Schedulers send it some time before they kill. Nothing is installed outside the main thread, where
 Python runs no handlers, nor in a process that was started with SIGTERM ignored; whatever handler
 was there before is put back.
@@ -20,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from kdcache.dump.ranks import Ranks
-from kdcache.errors import KdcacheError, PreemptedError
+from kdcache.errors import KdcacheError, PreemptedError, WorkerLostError
 from kdcache.store import View, open_cache
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Preemption:
 
     Raises:
         PreemptedError: on leaving the block, where SIGTERM ended it.
+        KeyboardInterrupt: where Ctrl-C did; it says the same.
     """
 
     def __init__(self, cache: Path) -> None:
@@ -82,9 +85,13 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
         # A scheduler may signal the loader's workers, too: that they died is no news then.
-        lost_worker = isinstance(error, RuntimeError) and _WORKER_FAILED in str(error)
+        lost_worker = isinstance(error, WorkerLostError) or (
+            isinstance(error, RuntimeError) and _WORKER_FAILED in str(error)
+        )
         if isinstance(error, Stopped) or (self.requested and lost_worker):
-            raise PreemptedError(stopped_text(self._cache)) from None
+            raise PreemptedError(stopped_text(self._cache, "SIGTERM")) from None
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(stopped_text(self._cache, "Ctrl-C")) from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if os.getpid() != self._process:  # a fork of this process, which means nothing to it
@@ -155,8 +162,8 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stopped_text(cache: Path) -> str:
-    """What a person wants to know after SIGTERM: what is there, and how to go on."""
+def stopped_text(cache: Path, by: str) -> str:
+    """What a person wants to know after SIGTERM or Ctrl-C: what is there, and how to go on."""
     try:
         opened = open_cache(cache)
         parts = [_shards_text(split, opened[split]) for split in opened]
@@ -164,7 +171,7 @@ def stopped_text(cache: Path) -> str:
         parts = []
     held = f"{cache} holds {', '.join(parts)}" if parts else f"{cache} holds nothing yet"
     return (
-        f"SIGTERM stopped the dump before its end. {held}; every shard that was finished is "
+        f"{by} stopped the dump before its end. {held}; every shard that was finished is "
         "committed. Run the same command again: it dumps only what is missing."
     )
 

@@ -16,19 +16,21 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from kdcache.data.unreadable import LOST_WORKER, lost_worker
 from kdcache.errors import (
     KdcacheError,
     ProcessLostError,
     TerminatedError,
     TrainingInterrupt,
     UsageError,
+    WorkerLostError,
 )
 from kdcache.train.checkpoints import last_checkpoint
 from kdcache.train.lost_ranks import RankWatch
 from kdcache.train.resume import Resumption
 from kdcache.train.termination import Termination, end_processes_of
 
-E = TypeVar("E", TerminatedError, ProcessLostError, TrainingInterrupt)
+E = TypeVar("E", TerminatedError, ProcessLostError, TrainingInterrupt, WorkerLostError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) 
     """Around all that a Trainer does.
 
     Raises:
-        TerminatedError, TrainingInterrupt, ProcessLostError: see ``kdcache.errors``.
+        EndedTraining: one of its kinds; see ``kdcache.errors``.
         UsageError: Lightning refuses to train like that.
     """
 
@@ -97,16 +99,29 @@ def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) 
         if isinstance(error, ValueError) and not text.startswith("`val_check_interval`"):
             raise  # somebody else's
         raise UsageError(f"Lightning refuses to train like that. It says: {text}") from error
-    except (RuntimeError, ProcessLostError) as error:
+    except (*LOST_WORKER, ProcessLostError, WorkerLostError) as error:
         # A scheduler may signal loaders' workers and other ranks too: that they died is no news.
         if termination.requested:
             raise ended(TerminatedError, "terminated by SIGTERM") from None
+        worker = _lost_worker(trainer, error)
+        if worker is not None:
+            end_processes_of(trainer.strategy.launcher)
+            told = f"{worker[0].upper()}{worker[1:]}\n"
+            raise ended(WorkerLostError, "training stopped", told) from error
         lost = watch.who_was_lost(trainer, error)
         if lost is None:
             raise
         end_processes_of(trainer.strategy.launcher)
         why = f"process {trainer.global_rank} of {trainer.world_size} lost contact"
         raise ended(ProcessLostError, why, f"{lost.text} ") from lost.cause
+
+
+def _lost_worker(trainer: pl.Trainer, error: Exception) -> str | None:
+    """What is said of a worker that was lost; a validation has said it of its own loaders."""
+    if isinstance(error, WorkerLostError):
+        return str(error)
+    workers = getattr(trainer.train_dataloader, "num_workers", 0)
+    return lost_worker(error, workers, "of the training set")
 
 
 def python_way_on(resume: Path | None) -> str:

@@ -143,6 +143,7 @@ def train_student(
         TerminatedError: SIGTERM came; checkpoints stay.
         TrainingInterrupt: Ctrl-C came, a KeyboardInterrupt; checkpoints stay.
         ProcessLostError: another process of the training ended; checkpoints stay.
+        WorkerLostError: a worker of a DataLoader ended, most often for want of memory; the same.
         KdcacheError: see ``kdcache.errors``; nothing is overwritten.
     """
     _check_student(student, fingerprint)

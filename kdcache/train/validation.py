@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from kdcache.data.batch import Mapped
 from kdcache.data.named_samples import with_named_samples
-from kdcache.errors import KdcacheError, UsageError, suggest
+from kdcache.data.unreadable import LOST_WORKER, lost_worker
+from kdcache.errors import KdcacheError, UsageError, WorkerLostError, suggest
 from kdcache.train.first_batches import FirstBatches, first_batches
 from kdcache.train.pipelines import RESULT, pipeline_of, run_pipeline
 from kdcache.train.pipelines.built_in import BuiltInPipeline
@@ -196,7 +197,7 @@ class Validation:
             )
         before = random_state()
         try:
-            self._score(name, student)
+            self._score_told(name, student)
         except Exception as error:
             if not self._is_dealt:
                 raise
@@ -212,6 +213,17 @@ class Validation:
             )
         finally:
             restore_random_state(before)
+
+    def _score_told(self, name: str, student: nn.Module) -> None:
+        """Score, and name the set whose loader loses a worker."""
+        try:
+            self._score(name, student)
+        except LOST_WORKER as error:
+            workers = getattr(self._sets[name].loader, "num_workers", 0)
+            lost = lost_worker(error, workers, f"of validation set {name!r}")
+            if lost is None:
+                raise
+            raise WorkerLostError(lost) from error
 
     def _score(self, name: str, student: nn.Module) -> None:
         pipeline, found = self._pipelines[name], self._sets[name]

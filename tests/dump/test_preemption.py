@@ -120,6 +120,11 @@ class TestHandler:
         with pytest.raises(ValueError, match="unrelated"):
             within(raising(ValueError("unrelated")), signalled=True)
 
+    def test_ctrl_c_says_how_to_go_on(self, old_handler):
+        says = "Ctrl-C stopped the dump before its end.*holds nothing yet.*Run the same command aga"
+        with pytest.raises(KeyboardInterrupt, match=says):
+            within(raising(KeyboardInterrupt()))
+
     @pytest.mark.parametrize("signalled", [True, False])
     def test_a_worker_that_the_same_signal_killed_is_no_other_error(self, old_handler, signalled):
         error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
@@ -260,7 +265,7 @@ def test_a_grace_time_is_no_negative_number(tmp_path):
 def test_what_is_said_of_several_splits(tmp_path):
     loaders = {"train": toys.loader(doomed.SAMPLES), "val": toys.loader(doomed.SAMPLES[:9])}
     toys.dump(tmp_path / "c", loaders, part="0/2")
-    text = stopped_text(tmp_path / "c")
+    text = stopped_text(tmp_path / "c", "SIGTERM")
     assert "holds 3 of 6 shards of split 'train', 1 of 2 shards of split 'val'; every" in text
 
 

@@ -10,7 +10,7 @@ import pytest
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from kdcache.errors import PreemptedError, TerminatedError
+from kdcache.errors import PreemptedError, TerminatedError, WorkerLostError
 from kdcache.train.termination import Termination
 from tests.train import small
 
@@ -104,7 +104,7 @@ class Fails(Callback):
 
 @pytest.mark.parametrize("is_signalled", [True, False])
 def test_a_worker_that_the_same_signal_killed_is_no_other_error(train, is_signalled):
-    with pytest.raises(TerminatedError if is_signalled else RuntimeError):
+    with pytest.raises(TerminatedError if is_signalled else WorkerLostError):
         train(trainer={"callbacks": [Fails(is_signalled)]})
 
 
