@@ -128,7 +128,9 @@ def _optimizer(section: Mapping[str, Any] | None) -> MakeOptimizer | None:
 
     if section is None:
         return None
-    return functools.partial(build, section, "optimizer", names=OPTIMIZERS)
+    make = functools.partial(build, section, "optimizer", names=OPTIMIZERS)
+    vars(make)["__qualname__"] = section["class_path"]
+    return make
 
 
 def _schedule(section: Mapping[str, Any] | None) -> Schedule | None:
@@ -142,7 +144,8 @@ def _schedule(section: Mapping[str, Any] | None) -> Schedule | None:
         given = (optimizer, num_total) if is_named else (optimizer,)
         return build(section, "scheduler", *given, names=SCHEDULES)
 
-    return Schedule(make=make, interval=section.get("interval", "epoch"))
+    interval = section.get("interval", "epoch")
+    return Schedule(make=make, interval=interval, name=section["class_path"])
 
 
 def _tracking(given: Tracking) -> Tracking:

@@ -5,7 +5,9 @@ Lightning ends the process instead, or lets exceptions of its own through.
 
 from __future__ import annotations
 
+import os
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,10 +97,11 @@ def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) 
         end_processes_of(trainer.strategy.launcher)
         raise ended(TrainingInterrupt, "interrupted") from exit_
     except (MisconfigurationException, ValueError) as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, ValueError) and not text.startswith("`val_check_interval`"):
+        if isinstance(error, ValueError) and not str(error).strip().startswith(
+            "`val_check_interval`"
+        ):
             raise  # somebody else's
-        raise UsageError(f"Lightning refuses to train like that. It says: {text}") from error
+        raise _refused("Lightning", error) from error
     except (*LOST_WORKER, ProcessLostError, WorkerLostError) as error:
         # A scheduler may signal loaders' workers and other ranks too: that they died is no news.
         if termination.requested:
@@ -108,12 +111,30 @@ def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) 
             end_processes_of(trainer.strategy.launcher)
             told = f"{worker[0].upper()}{worker[1:]}\n"
             raise ended(WorkerLostError, "training stopped", told) from error
+        refuses = _who_refuses(trainer, error)
+        if refuses is not None:
+            raise _refused(refuses, error) from error
         lost = watch.who_was_lost(trainer, error)
         if lost is None:
             raise
         end_processes_of(trainer.strategy.launcher)
         why = f"process {trainer.global_rank} of {trainer.world_size} lost contact"
         raise ended(ProcessLostError, why, f"{lost.text} ") from lost.cause
+
+
+def _refused(who: str, error: Exception) -> UsageError:
+    return UsageError(f"{who} refuses to train like that. It says: {' '.join(str(error).split())}")
+
+
+def _who_refuses(trainer: pl.Trainer, error: Exception) -> str | None:
+    """Who does, where a RuntimeError is about what the user chose; None where it is not known."""
+    if type(error) is not RuntimeError:  # such as one of CUDA's, out of memory
+        return None
+    if str(error).startswith("Early stopping conditioned on metric"):
+        return "Lightning's EarlyStopping"
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    is_in_step = "/torch/optim/" in frame.f_code.co_filename.replace(os.sep, "/")
+    return f"the optimizer {type(trainer.optimizers[0]).__name__}" if is_in_step else None
 
 
 def _lost_worker(trainer: pl.Trainer, error: Exception) -> str | None:

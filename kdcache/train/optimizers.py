@@ -9,13 +9,14 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.utilities.types import Optimizable
 from torch import nn
 
-from kdcache.errors import UsageError, suggest
+from kdcache.errors import KdcacheError, UsageError, origin, suggest
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -73,9 +74,10 @@ def made_optimizer(
         learning_rate: of all parameters, whatever it says itself; None: what it says.
 
     Raises:
-        UsageError: the user's function gave anything else, or an optimiser of other parameters.
+        UsageError: the user's function raised, gave anything else, or an optimiser of other
+            parameters.
     """
-    found: Any = make(parameters)
+    found: Any = made_by(make, parameters, "optimizer")
     if not isinstance(found, Optimizable):
         raise UsageError(f"the optimizer function returned {_called(found)}. {_way_out(found)}")
     own = {id(parameter) for parameter in parameters}
@@ -89,6 +91,47 @@ def made_optimizer(
     for group in found.param_groups if learning_rate is not None else ():
         group["lr"] = learning_rate
     return found  # type: ignore[no-any-return]
+
+
+def made_by(make: Callable[..., Any], given: Any, what: str, *more: Any, name: str = "") -> Any:
+    """What a function of the user's, or a class, makes; UsageError with what it says of it.
+
+    Args:
+        make: the function.
+        given: its first argument.
+        what: it makes.
+        more: its other arguments.
+        name: of the function, where it has none of its own.
+    """
+    try:
+        return make(given, *more)
+    except KdcacheError:
+        raise
+    except Exception as error:
+        named = name or name_of(make)
+        of = "" if "<lambda>" in named else f" {named}"
+        where = origin(error, skip=1)
+        at = "" if where.startswith(_PACKAGE) else f" at {where}"  # of the user's own function
+        raise UsageError(
+            f"the {what}{of} cannot be made: {type(error).__name__}{at}: "
+            f"{' '.join(str(error).split())}. Correct its arguments ({what}.init_args in an "
+            f"experiment file; in Python give a function, such as lambda {_GIVEN[what]})."
+        ) from error
+
+
+def name_of(make: object) -> str:
+    """The name of a function or class, also of one with some arguments set."""
+    own = getattr(make, "__qualname__", None)
+    if own is None and isinstance(make, functools.partial):
+        return name_of(make.func)
+    return str(own or type(make).__qualname__)
+
+
+_PACKAGE = str(Path(__file__).parents[1])
+_GIVEN = {
+    "optimizer": "parameters: Adam(parameters, lr=1e-3)",
+    "scheduler": "optimizer: StepLR(optimizer, step_size=10)",
+}
 
 
 def _called(found: object) -> str:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, ReduceLROnPlateau
 
 from kdcache.errors import UsageError, suggest
+from kdcache.train.optimizers import made_by, name_of
 
 MakeScheduler = Callable[[Optimizer], Any]
 Interval = Literal["epoch", "step"]
@@ -92,10 +93,12 @@ class Schedule:
         make: from the optimiser, and the number of epochs (or steps) of the training, to a
             scheduler.
         interval: whether it is stepped after each epoch, or each step of the optimiser.
+        name: of what is made, for errors; that of ``make`` where it is empty.
     """
 
     make: Callable[[Optimizer, int], Any]
     interval: Interval = "epoch"
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.interval not in get_args(Interval):
@@ -118,7 +121,7 @@ class Schedule:
                     "scheduler is a name, or a function from the optimizer to a schedule, not "
                     f"{type(spec).__name__} itself: lambda optimizer: StepLR(optimizer, 10)."
                 )
-            return cls(make=lambda optimizer, _: spec(optimizer))
+            return cls(make=lambda optimizer, _: spec(optimizer), name=name_of(spec))
         if spec not in SCHEDULES:
             raise UsageError(f"there is no schedule {spec!r}. {suggest(spec, SCHEDULES)}")
         return cls(make=SCHEDULES[spec])
@@ -127,9 +130,10 @@ class Schedule:
         """The schedule of an optimiser.
 
         Raises:
-            UsageError: the user's function gave anything else.
+            UsageError: the user's function raised, or gave anything else.
         """
-        found = self.make(optimizer, self.length(trainer))
+        length = self.length(trainer)
+        found = made_by(self.make, optimizer, "scheduler", length, name=self.name)
         if not callable(getattr(found, "step", None)):
             what = type(found).__name__
             if isinstance(found, list | tuple):

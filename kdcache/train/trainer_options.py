@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
 
 from kdcache.errors import UsageError, suggest
 from kdcache.tracking import Tracking
@@ -31,6 +32,12 @@ def check_options(options: object, tracking: Tracking) -> None:
     """Raise UsageError for an argument of the Trainer that would not do what it says."""
     if not isinstance(options, Mapping):
         raise UsageError(f"trainer is a mapping of the Trainer's arguments, not {options!r}.")
+    root = options.get("default_root_dir")
+    if root is not None and not options.get("logger") and not options.get("callbacks"):
+        raise UsageError(
+            f"trainer.default_root_dir {str(root)!r} would change nothing: a run is written into "
+            "its own folder, and there is no logger or callback of yours. Name that folder: output."
+        )
     unused = next((name for name in _UNUSED if name in options), None)
     if unused is not None:
         raise UsageError(
@@ -45,6 +52,13 @@ def check_options(options: object, tracking: Tracking) -> None:
     for name in ("limit_train_batches", "limit_val_batches"):
         _check_limit(name, options.get(name))
     _check_length(options)
+    _check_callbacks(options.get("callbacks"))
+    every = options.get("check_val_every_n_epoch")
+    if every is not None and (type(every) is not int or every < 1):
+        raise UsageError(
+            f"trainer.check_val_every_n_epoch is how many epochs lie between two validations, 1 or "
+            f"more, not {every!r}. trainer.limit_val_batches: 0 is a training without any."
+        )
     precision = options.get("precision")
     if precision is not None and str(precision) not in PRECISIONS:
         raise UsageError(
@@ -55,6 +69,16 @@ def check_options(options: object, tracking: Tracking) -> None:
         raise UsageError(
             f"trainer.accumulate_grad_batches is how many batches make a step, 1 or more, not "
             f"{accumulate!r}."
+        )
+
+
+def _check_callbacks(given: object) -> None:
+    several = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    wrong = next((one for one in several if not isinstance(one, Callback)), None)
+    if wrong is not None or None in several:
+        raise UsageError(
+            f"trainer.callbacks are callbacks of pytorch_lightning that are made (or sections with "
+            f"their class_path, in an experiment file), and {wrong!r:.100} is none."
         )
 
 

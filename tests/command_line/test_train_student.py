@@ -38,6 +38,32 @@ def test_a_seed_out_of_range_is_a_usage_error(here, capsys, seed):
     assert f"not {seed}" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["--optimizer", "torch.optim.SGD", "--optimizer.lr", "-1"],
+            "the optimizer torch.optim.SGD cannot be made: ValueError: Invalid learning rate: -1",
+        ),
+        (
+            [
+                "--scheduler",
+                "{class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {max_lr: 1}}",
+            ],
+            "the scheduler torch.optim.lr_scheduler.OneCycleLR cannot be made: ValueError: You must define",
+        ),
+        (["--trainer.check_val_every_n_epoch", "0"], "1 or more, not 0"),
+        (["--trainer.default_root_dir", "logs"], "Name that folder: output"),
+    ],
+)
+def test_what_cannot_be_made_is_a_usage_error(here, capsys, words, says):
+    code, _, text = call(capsys, *words)
+    assert code == 2
+    assert says in text
+    assert "Traceback" not in text
+    assert not list(here.glob("runs/students/*"))
+
+
 def test_a_mismatch_in_a_worker_is_one_paragraph(here, capsys):
     """allow_mismatch skips the start-up checks of this process; the worker's error is its own."""
     data = "{class_path: user_module.Data, init_args: {num_workers: 1, bad_label: true}}"

@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    # PyTorch tells of a worker by raising from a signal, also where Python cannot pass it on.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
@@ -50,7 +52,7 @@ def test_in_a_dump(cache, how):
         toys.dump(cache, {"test": loader(how)})
     text = str(caught.value)
     assert text.startswith("a worker process of the DataLoader of split 'test' (num_workers=2) end")
-    assert "PyTorch says: DataLoader worker (pid" in text
+    assert "PyTorch says: " in text  # of the worker, or of the connection to it
     assert "/dev/shm" in text
     done = len(kdcache.open_cache(cache)["test"].commits)
     assert f"{done} of 15 shards of split 'test' are committed and stay; the same command" in text

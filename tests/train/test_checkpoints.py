@@ -295,6 +295,13 @@ def test_a_precision_that_would_round_targets_is_refused(train, tmp_path, precis
         ({"max_epoch": 3}, r"refuses trainer\.max_epoch: 3\. It says: .*max_epoch"),
         ({"val_check_interval": 100}, "refuses to train like that. It says: `val_check_interval`"),
         ({"gradient_clip_algorithm": "hard"}, r"trainer\.gradient_clip_algorithm: hard"),
+        ({"check_val_every_n_epoch": 0}, "lie between two validations, 1 or more, not 0"),
+        ({"check_val_every_n_epoch": 1.5}, "lie between two validations, 1 or more, not 1.5"),
+        ({"callbacks": [3]}, "and 3 is none"),
+        ({"callbacks": "EarlyStopping"}, "and 'EarlyStopping' is none"),
+        ({"callbacks": [EarlyStopping]}, "callbacks of pytorch_lightning that are made"),
+        ({"callbacks": [None]}, "and None is none"),
+        ({"default_root_dir": "logs"}, "'logs' would change nothing.* Name that folder: output"),
     ],
 )
 def test_what_the_trainer_refuses_is_a_usage_error(train, tmp_path, options, match):
@@ -302,6 +309,12 @@ def test_what_the_trainer_refuses_is_a_usage_error(train, tmp_path, options, mat
         train(trainer=options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_early_stopping_by_what_nobody_logs_is_a_usage_error(train):
+    says = "Lightning's EarlyStopping refuses to train like that.*`val_loss` which is not available"
+    with pytest.raises(UsageError, match=says):
+        train(trainer={"callbacks": EarlyStopping(monitor="val_loss")})
 
 
 def test_a_value_error_of_somebody_elses_stays_one(train):

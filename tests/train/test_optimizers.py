@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -157,6 +158,15 @@ def with_schedule(parameters):
         (lambda _: torch.optim.SGD(OTHER.parameters(), lr=1.0), "none of which is one of the stu"),
         (torch.optim.Adam(OTHER.parameters()), "optimizer is Adam itself, made before"),
         (3, "a name, or a function from parameters to an optimizer, not 3"),
+        (
+            lambda parameters: torch.optim.Adam(parameters, lr=-1.0),
+            r"optimizer cannot be made: ValueError at .*test_optimizers.py:.*: Invalid learning rate",
+        ),
+        (
+            torch.optim.Optimizer,
+            "the optimizer Optimizer cannot be made: TypeError: .*missing 1 required",
+        ),
+        (torch.optim.SparseAdam, "the optimizer SparseAdam refuses.*does not support dense grad"),
     ],
 )
 def test_what_is_not_one_optimizer_of_the_student_is_refused(make, says, train, tmp_path):
@@ -198,6 +208,18 @@ def test_other_optimizers_of_the_student_train(make, train):
     ("make", "says"),
     [
         (lambda optimizer: None, "returned no schedule, but a NoneType"),
+        (
+            torch.optim.lr_scheduler.ExponentialLR,
+            "the scheduler ExponentialLR cannot be made: TypeError: .*argument: 'gamma'.*lambda",
+        ),
+        (
+            lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1),
+            "the scheduler cannot be made: ValueError at .*total_steps",
+        ),
+        (
+            functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda="0.9 ** epoch"),
+            "the scheduler LambdaLR cannot be made: TypeError: 'str' object is not callable",
+        ),
         (lambda o: [torch.optim.lr_scheduler.StepLR(o, 1)], "but a list of 1; SequentialLR or"),
         (torch.optim.lr_scheduler.StepLR(torch.optim.Adam(OTHER.parameters()), 1), "StepLR itself"),
     ],
