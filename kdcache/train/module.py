@@ -31,6 +31,7 @@ from kdcache.train.diagnostics import (
     gradient_norm,
 )
 from kdcache.train.finite import FiniteObjective, Note, non_finite_error
+from kdcache.train.graph import check_graph
 from kdcache.train.hidden import HiddenHead
 from kdcache.train.optimizers import MakeOptimizer, made_optimizer, optimizer_maker, trainable
 from kdcache.train.positions import check_positions
@@ -227,6 +228,7 @@ class StudentModule(pl.LightningModule):
             counts=self._counter(self.trainer, window, output),
             label_problem=output.label_problem,
         )
+        check_graph(evaluation.total, output, self.objective)
         self._log_step(evaluation.terms, window, output)
         if self._is_logged():
             found = differences(output, targets, self.objective.temperature)

@@ -50,7 +50,7 @@ def test_a_seed_out_of_range_is_a_usage_error(here, capsys, seed):
                 "--scheduler",
                 "{class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {max_lr: 1}}",
             ],
-            "the scheduler torch.optim.lr_scheduler.OneCycleLR cannot be made: ValueError: You must define",
+            "lr_scheduler.OneCycleLR cannot be made: ValueError: You must define",
         ),
         (["--trainer.check_val_every_n_epoch", "0"], "1 or more, not 0"),
         (["--trainer.default_root_dir", "logs"], "Name that folder: output"),

@@ -57,7 +57,7 @@ def test_of_a_rank_of_an_independent_job():
         (TORCHRUN, None, 3, "8 processes cannot be divided into replicas of ranks_per_replica=3"),
         ({}, None, 2, "1 process cannot be divided .* torchrun .--nproc-per-node 2. or srun"),
         (TORCHRUN, "0/2", 4, "part 0/2 is one replica of ranks_per_replica=4 processes, but 8 run"),
-        (TORCHRUN, None, 0, "ranks_per_replica is at least 1, not 0"),
+        (TORCHRUN, None, 0, "ranks_per_replica is a whole number, at least 1, not 0"),
     ],
 )
 def test_what_is_no_division(environment, part, ranks, says):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,6 +50,20 @@ def fit(module, loader, **options):
     trace = small.Trace()
     small.trainer(callbacks=[trace], **options).fit(module, loader)
     return trace.steps
+
+
+class Detached(Returning):
+    """Whose logits, or losses, have no graph."""
+
+    def __init__(self, what, **losses):
+        super().__init__(**losses)
+        self.what = what
+
+    def forward(self, inputs):
+        returned = super().forward(inputs)
+        if self.what == "logits":
+            return {**returned, "logits": returned["logits"].detach()}
+        return {**returned, "loss": {k: v.detach() for k, v in returned["loss"].items()}}
 
 
 def test_trains_and_logs_every_loss_and_the_total(cache):
@@ -111,6 +126,9 @@ def test_a_returned_student_loss_replaces_the_built_in(cache):
         (Returning(size=1.0), {"kd_loss": 1.0, "sise": 1.0}, "'sise'.*Did you mean 'size'"),
         (small.net(1), {"kd_los": 1.0}, "'kd_los'.*Did you mean 'kd_loss'"),
         (small.net(1, num_classes=5), {"kd_loss": 1.0}, "5 classes, the teacher's targets 4"),
+        (Detached("logits"), {"kd_loss": 1.0}, "student's output has no graph"),
+        (Detached("logits", size=1.0), {"kd_loss": 0.0, "student_loss": 1.0}, "has no graph"),
+        (Detached("loss", size=1.0), {"size": 1.0}, "a coefficient, size, are those that the stu"),
     ],
 )
 def test_refused_before_any_weight_changed(cache, student, losses, match):
@@ -118,6 +136,22 @@ def test_refused_before_any_weight_changed(cache, student, losses, match):
     with pytest.raises((UsageError, DataError), match=match):
         fit(StudentModule(student, losses=losses), small.joined_loader(cache))
     assert torch.equal(before, small.weights(student))
+
+
+def test_parameters_that_are_frozen_meanwhile_are_said(cache):
+    class Freezes(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            module.student.requires_grad_(batch_idx == 0)
+
+    module = StudentModule(small.net(1))
+    with pytest.raises(DataError, match="its parameters were frozen"):
+        small.trainer(callbacks=[Freezes()]).fit(module, small.joined_loader(cache))
+
+
+def test_a_detached_loss_beside_others_is_only_added(cache):
+    module = StudentModule(Detached("loss", size=1.0), losses={"kd_loss": 1.0, "size": 1.0})
+    (step,) = fit(module, small.joined_loader(cache), max_steps=1)
+    assert step["train_final_loss"] == pytest.approx(step["train_kd_loss"] + step["train_size"])
 
 
 def test_labels_only_with_a_plain_loader():

@@ -160,7 +160,7 @@ def with_schedule(parameters):
         (3, "a name, or a function from parameters to an optimizer, not 3"),
         (
             lambda parameters: torch.optim.Adam(parameters, lr=-1.0),
-            r"optimizer cannot be made: ValueError at .*test_optimizers.py:.*: Invalid learning rate",
+            "cannot be made: ValueError at .*test_optimizers.py:.*: Invalid learning rate: -1",
         ),
         (
             torch.optim.Optimizer,
