@@ -153,6 +153,7 @@ def check_precision(precision: str) -> None:
     if precision.endswith("-true") and precision != "32-true":
         raise UsageError(
             f"trainer.precision {precision} would round the teacher's targets with the batch. "
-            "Leave it out and give the student in that precision (student.bfloat16(), "
-            "student.double()), or use bf16-mixed."
+            "Use 32-true, or bf16-mixed. Or leave it out, and let the student convert itself: its "
+            "parameters (student.bfloat16(), student.double()), and in its forward all inputs that "
+            "are floating-point numbers (x.bfloat16(), x.double()). Token ids stay as they are."
         )

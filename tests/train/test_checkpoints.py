@@ -286,6 +286,25 @@ def test_a_precision_that_would_round_targets_is_refused(train, tmp_path, precis
     assert not (tmp_path / "run").exists()
 
 
+class Converting(nn.Module):
+    """A student that is told nothing but what the error above advises."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.net, self.dtype = small.net(1).to(dtype), dtype
+
+    def forward(self, inputs):
+        return self.net(inputs.to(self.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_its_advice_works(train, dtype):
+    student = Converting(dtype)
+    run = train(student, losses={"kd_loss": 1.0, "student_loss": 1.0})
+    assert run.scores["test"]["accuracy"] > 0
+    assert {p.dtype for p in student.parameters()} == {dtype}
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
