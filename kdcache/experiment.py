@@ -29,7 +29,7 @@ class DumpSection:
         part: this job's share, such as 3/16 (from 0), where independent jobs fill one cache.
         ranks_per_replica: ranks of torchrun or SLURM that hold one teacher together (FSDP).
         accelerator: auto, cpu, cuda or another of Lightning's.
-        precision: 32-true, bf16-mixed, 16-mixed or another of Lightning's.
+        precision: 32-true, bf16-mixed, 16-mixed or another of Lightning's; 32 and 16 for short.
         key: index, content, or field:<path>: what joins samples and targets.
         fingerprint: what of a sample counts as seen: inputs, sample, field:<path>, tokens:<path>
             (token ids, alike as list, array or tensor of any integer type), or the class path of
@@ -45,7 +45,7 @@ class DumpSection:
     part: str | None = None
     ranks_per_replica: int = 1
     accelerator: str = "auto"
-    precision: str = "32-true"
+    precision: str | int = "32-true"
     key: str = "index"
     fingerprint: str = "inputs"
     samples_per_shard: int | None = None

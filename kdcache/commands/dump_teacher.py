@@ -12,6 +12,7 @@ from kdcache.config import build, build_model, fingerprint_function
 from kdcache.experiment import DumpExperiment
 from kdcache.paths import local_path
 from kdcache.store import check_cache_path
+from kdcache.values import precision
 
 if TYPE_CHECKING:
     from kdcache.dump import DumpJob
@@ -70,7 +71,7 @@ def make_job(experiment: DumpExperiment) -> DumpJob:
         pilot=dump.pilot,
         extend=dump.extend,
         accelerator=dump.accelerator,
-        precision=dump.precision,
+        precision=precision(dump.precision, "dump.precision"),
         grace_s=dump.grace_s,
         progress=experiment.progress,
     )

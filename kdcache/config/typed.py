@@ -7,6 +7,7 @@ such as "5" or "null" as something else.
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import types
 import typing
@@ -61,7 +62,7 @@ def _kinds(wanted: Any) -> tuple[Any, ...]:
 
 def _converted(value: Any, wanted: Any, where: str) -> Any:
     if value is None:  # which jsonargparse takes for no value at all
-        raise UsageError(f"{where} should be {_name(wanted)}, not None.")
+        raise _other_type(value, wanted, where)
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     try:
         parser.add_argument("--value", type=wanted)
@@ -70,7 +71,29 @@ def _converted(value: Any, wanted: Any, where: str) -> Any:
     try:
         return parser.instantiate(parser.parse_object({"value": value})).value
     except ArgumentError as error:
-        raise UsageError(f"{where} should be {_name(wanted)}, not {value!r}.") from error
+        raise _other_type(value, wanted, where) from error
+
+
+def _other_type(value: Any, wanted: Any, where: str) -> UsageError:
+    text = f"{where} should be {_name(wanted)}, not {value!r}."
+    written = _written(value) if str in _kinds(wanted) else None
+    if written is not None:
+        text += (
+            f" YAML reads it so: a text that looks like something else has quotes, "
+            f'{where}: "{written}" in a file, --{where} \'"{written}"\' in a shell.'
+        )
+    return UsageError(text)
+
+
+def _written(value: Any) -> str | None:
+    """How a text may have been written that YAML read as something else; None if it is no text."""
+    if isinstance(value, Mapping):
+        *others, (key, inner) = value.items() or [("", "")]
+        is_text = not others and isinstance(key, str) and not isinstance(inner, Mapping | list)
+        return f"{key}: {inner}".removesuffix(": None") + ":" * (inner is None) if is_text else None
+    if isinstance(value, bool | int | float):  # 010 is 8, and yes is true: it cannot be known
+        return "..."
+    return str(value) if isinstance(value, datetime.date) else None
 
 
 def _name(wanted: Any) -> str:

@@ -55,7 +55,7 @@ def dump_teacher(
     part: str | None = None,
     ranks_per_replica: int = 1,
     accelerator: str = "auto",
-    precision: str = "32-true",
+    precision: str | int = "32-true",
     grace_s: float = 30.0,
     progress: bool = True,
     verbose: bool = True,
@@ -130,7 +130,7 @@ def dump_teacher(
         pilot=pilot,
         extend=extend,
         accelerator=accelerator,
-        precision=precision,
+        precision=values.precision(precision, "precision"),
         grace_s=grace_s,
         progress=progress,
     )

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from kdcache.config import keys_of, parse
+from kdcache.config.files import override
 from kdcache.errors import UsageError
 from kdcache.experiment import (
     DistillSection,
@@ -53,6 +54,41 @@ def test_text_stays_text():
     """jsonargparse reads a text such as '32' or 'null' again where any type will do."""
     trainer = {"precision": "32", "x": "null", "y": ["1e-3"]}
     assert parse(StudentExperiment, {**RAW, "trainer": trainer}).trainer == trainer
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        (
+            "tokens:",
+            'dump.fingerprint: "tokens:" in a file, --dump.fingerprint \'"tokens:"\' in a shell',
+        ),
+        ("tokens: ids", 'dump.fingerprint: "tokens: ids" in'),
+        ("2026-01-01", 'dump.fingerprint: "2026-01-01" in'),
+        ("3", 'dump.fingerprint: "..." in'),
+        ("1.5", 'dump.fingerprint: "..." in'),
+        ("yes", 'dump.fingerprint: "..." in'),
+    ],
+)
+def test_a_text_that_yaml_reads_as_something_else(given, hint):
+    raw = override(RAW, "dump.fingerprint", given)
+    with pytest.raises(UsageError, match=r"dump\.fingerprint should be str, not .*YAML") as caught:
+        parse(DumpExperiment, raw)
+    assert hint in str(caught.value)
+    quoted = override(RAW, "dump.fingerprint", f'"{given}"')
+    assert parse(DumpExperiment, quoted).dump.fingerprint == given
+
+
+@pytest.mark.parametrize("given", ["[a]", "{a: 1, b: 2}", "{a: [1]}", "null"])
+def test_what_is_no_text_gets_no_quotes(given):
+    with pytest.raises(UsageError, match=r"dump\.fingerprint should be str, not [^.]*\.$"):
+        parse(DumpExperiment, override(RAW, "dump.fingerprint", given))
+
+
+@pytest.mark.parametrize(("given", "found"), [("16", 16), ("bf16", "bf16"), ("32-true", "32-true")])
+def test_a_precision_may_be_a_number(given, found):
+    raw = override(RAW, "dump.precision", given)
+    assert parse(DumpExperiment, raw).dump.precision == found
 
 
 def test_a_malformed_section_of_the_other_stage_is_not_looked_at():
