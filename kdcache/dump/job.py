@@ -46,7 +46,7 @@ class DumpJob:
     def __post_init__(self) -> None:
         check_key_source(values.text(self.key, "key", INDEX))
         if not callable(self.fingerprint):
-            values.text(self.fingerprint, "fingerprint", "inputs")
+            values.text(self.fingerprint, "fingerprint, if no function,", "inputs")
         values.text(self.accelerator, "accelerator", "auto")
         plain = {
             "class_names": values.texts(self.class_names, "class_names"),

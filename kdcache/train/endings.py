@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -111,6 +112,7 @@ def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) 
             end_processes_of(trainer.strategy.launcher)
             told = f"{worker[0].upper()}{worker[1:]}\n"
             raise ended(WorkerLostError, "training stopped", told) from error
+        _check_same_dtype(trainer, error)
         refuses = _who_refuses(trainer, error)
         if refuses is not None:
             raise _refused(refuses, error) from error
@@ -124,6 +126,21 @@ def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) 
 
 def _refused(who: str, error: Exception) -> UsageError:
     return UsageError(f"{who} refuses to train like that. It says: {' '.join(str(error).split())}")
+
+
+def _check_same_dtype(trainer: pl.Trainer, error: Exception) -> None:
+    """Raise UsageError where a student of another precision was given inputs as they are."""
+    text = " ".join(str(error).split())
+    parameters = trainer.lightning_module.parameters()
+    dtypes = {p.dtype for p in parameters if p.is_floating_point()} - {torch.float32}
+    is_about_dtypes = "dtype" in text or "scalar type" in text
+    if type(error) is RuntimeError and is_about_dtypes and dtypes:
+        names = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        raise UsageError(
+            f"the student has parameters of {names}, and is given its inputs as the data has them. "
+            f"PyTorch says: {text}. Let its forward convert them, to the dtype of its parameters; "
+            "or give the student in float32, and trainer.precision bf16-mixed."
+        ) from error
 
 
 def _who_refuses(trainer: pl.Trainer, error: Exception) -> str | None:

@@ -182,7 +182,7 @@ class TestRefused:
             ({"precision": 8}, "precision '8' cannot be used"),
             ({"precision": 16.0}, "precision is one of Lightning's, such as '32-true' or"),
             ({"key": None}, "key is a text, such as 'index', not None"),
-            ({"fingerprint": 3}, "fingerprint is a text, such as 'inputs', not 3"),
+            ({"fingerprint": 3}, "fingerprint, if no function, is a text, such as 'inputs', not 3"),
             ({"grace_s": "30"}, "grace_s is a number, not '30'"),
             ({"class_names": "abcde"}, r"class_names is a list of texts, .* not 'abcde'"),
             ({"class_names": [0, 1, 2, 3, 4]}, r"one of them is 0\. Make them texts"),

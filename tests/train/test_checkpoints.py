@@ -298,6 +298,13 @@ class Converting(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_inputs_that_are_not_converted_are_said(train, dtype):
+    says = f"the student has parameters of {dtype}, and is given its inputs as the data has them"
+    with pytest.raises(UsageError, match=says):
+        train(small.net(1).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_its_advice_works(train, dtype):
     student = Converting(dtype)
     run = train(student, losses={"kd_loss": 1.0, "student_loss": 1.0})
