@@ -167,4 +167,5 @@ def paragraph(error: BaseException) -> str:
 def _without_traceback(text: str, kind: type[BaseException]) -> str:
     if "Original Traceback" not in text:
         return text
-    return re.split(rf"^(?:[\w.]+\.)?{re.escape(kind.__name__)}: ", text, flags=re.MULTILINE)[-1]
+    name = re.escape(kind.__name__)
+    return re.split(rf"^(?:[\w.]+\.)?{name}: ", text, flags=re.MULTILINE)[-1].rstrip("\n")

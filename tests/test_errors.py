@@ -71,6 +71,7 @@ def test_the_paragraph_is_the_message_also_from_a_worker(error, num_workers):
     is_ours = isinstance(error, KdcacheError)
     assert ("Traceback" in str(caught.value)) == (num_workers > 0 and not is_ours)
     assert paragraph(caught.value) == str(error)
+    assert not is_ours or str(caught.value) == str(error)
     # Of ours the worker's traceback stands below, where Python shows one.
     notes = getattr(caught.value, "__notes__", [])
     assert len(notes) == (num_workers > 0 and is_ours)
