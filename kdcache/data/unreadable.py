@@ -89,7 +89,7 @@ def uncollated(
     )
 
 
-def lost_worker(error: BaseException, num_workers: int, whose: str) -> str | None:
+def lost_worker(error: BaseException, num_workers: int | None, whose: str) -> str | None:
     """What is said of a DataLoader's worker process that ended; None for any other error.
 
     PyTorch raises it where it waits for the worker's batch, and from a signal anywhere else.
@@ -98,7 +98,7 @@ def lost_worker(error: BaseException, num_workers: int, whose: str) -> str | Non
 
     Args:
         error: that was caught.
-        num_workers: of the loader.
+        num_workers: of the loader; None where it is not known.
         whose: the loader is, such as "of split 'train'".
     """
     says = " ".join(str(error).split())
@@ -112,8 +112,9 @@ def lost_worker(error: BaseException, num_workers: int, whose: str) -> str | Non
     if not is_told and not is_late:
         return None
     says = says if is_told else f"{type(error).__name__}: {says}"
+    count = "" if num_workers is None else f" (num_workers={num_workers})"
     return (
-        f"a worker process of the DataLoader {whose} (num_workers={num_workers}) ended before it "
+        f"a worker process of the DataLoader {whose}{count} ended before it "
         f"gave its samples. PyTorch says: {says}\n"
         "Most often memory was short: this machine's or this job's (dmesg says whom the kernel "
         "killed), or /dev/shm, through which workers hand over their batches (in a container, "

@@ -158,7 +158,9 @@ def _lost_worker(trainer: pl.Trainer, error: Exception) -> str | None:
     """What is said of a worker that was lost; a validation has said it of its own loaders."""
     if isinstance(error, WorkerLostError):
         return str(error)
-    workers = getattr(trainer.train_dataloader, "num_workers", 0)
+    if trainer.validating:  # PyTorch's signal came while that was being said
+        return lost_worker(error, None, "of a validation set")
+    workers = getattr(trainer.train_dataloader, "num_workers", None)
     return lost_worker(error, workers, "of the training set")
 
 

@@ -96,7 +96,9 @@ def test_in_a_validation(cache, is_dumped):
     with pytest.raises(WorkerLostError) as caught:
         train(cache, Data(v=loader()), check_val_every_n_epoch=2)
     text = str(caught.value)
-    assert "worker process of the DataLoader of validation set 'v' (num_workers=2) ended" in text
+    # The second where PyTorch's signal comes late: it raises wherever Python is by then.
+    sets = ("of validation set 'v' (num_workers=2)", "of a validation set")
+    assert any(f"A worker process of the DataLoader {one} ended before" in text for one in sets)
     assert caught.value.resume == cache.parent / "run"
     assert text.endswith(
         f'Its last checkpoint is of step 30. Go on with resume="{cache.parent / "run"}".'
