@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
     torch.manual_seed(0)
+    logging.getLogger("kdcache").setLevel(logging.ERROR)  # teachers of random weights guess
     teacher = WithLogits(gpt2(LENGTH, layers=6, width=768, heads=12)).eval()
     with tempfile.TemporaryDirectory() as name:
         folders = (Path(name) / f"{number}.zarr" for number in itertools.count())

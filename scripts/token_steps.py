@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -189,6 +190,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    logging.getLogger("kdcache").setLevel(logging.ERROR)  # teachers of random weights guess
     data = Tokens(4 * arguments.sequences, arguments.length)
     plain = DataLoader(data, batch_size=arguments.sequences, shuffle=True)
     teacher = gpt2(arguments.length, layers=1, width=64, heads=2).eval()
