@@ -77,9 +77,15 @@ class Spread:
         return min(_MAX_DIGITS, max(leading, known))
 
     def __str__(self) -> str:
-        """``1.04 (1.021 to 1.093)``: the quartiles have a digit more, to be a spread at all."""
-        low, high = (_rounded(value, self.digits + 1) for value in (self.low, self.high))
-        return f"{_rounded(self.median, self.digits)} ({low} to {high})"
+        """``1.04 (1.021 to 1.093)``: the quartiles have a digit more, to be a spread at all.
+
+        So has a median that would be rounded to beyond them.
+        """
+        finer = self.digits + 1
+        low, high = (_rounded(value, finer) for value in (self.low, self.high))
+        is_between = self.low <= round(self.median, self.digits) <= self.high
+        median = _rounded(self.median, self.digits if is_between else finer)
+        return f"{median} ({low} to {high})"
 
 
 def _rounded(value: float, digits: int) -> str:

@@ -33,8 +33,8 @@ def test_a_wider_spread_has_fewer_digits():
     ("values", "text"),
     [
         ([1.5, 1.5, 1.5], "1.500 (1.5000 to 1.5000)"),
-        ([1.0, 1.1, 1.2, 1.3, 1.4], "1 (1.1 to 1.3)"),
-        ([1000.0, 1600.0, 2000.0], "2,000 (1,300 to 1,800)"),
+        ([1.0, 1.1, 1.2, 1.3, 1.4], "1.2 (1.1 to 1.3)"),
+        ([1000.0, 1600.0, 2000.0], "1,600 (1,300 to 1,800)"),
     ],
 )
 def test_text(values, text):
@@ -54,3 +54,8 @@ def test_ways_take_turns_and_the_first_turn_does_not_count():
     taken = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b"] * 3
     assert [len(turns) for turns in taken.values()] == [2, 2]
+
+
+def test_a_median_is_never_printed_beyond_its_quartiles():
+    assert str(Spread(median=2.44, low=2.3, high=2.6, num=25)) == "2.4 (2.3 to 2.6)"
+    assert str(Spread(median=2.44, low=1.6, high=2.6, num=25)) == "2 (1.6 to 2.6)"
