@@ -13,12 +13,12 @@ from kdcache.version import __version__
 if TYPE_CHECKING:
     from kdcache.codecs import DenseCodec as DenseCodec
     from kdcache.codecs import TopKCodec as TopKCodec
-    from kdcache.data.batch import BatchMapping as BatchMapping
-    from kdcache.data.counts import step_counts as step_counts
-    from kdcache.data.forward import forward as forward
-    from kdcache.data.join import CachedDataset as CachedDataset
-    from kdcache.data.join import JoinedBatch as JoinedBatch
-    from kdcache.data.stream import CachedStream as CachedStream
+    from kdcache.data.batch.forward import forward as forward
+    from kdcache.data.batch.mapping import BatchMapping as BatchMapping
+    from kdcache.data.join.counts import step_counts as step_counts
+    from kdcache.data.join.dataset import CachedDataset as CachedDataset
+    from kdcache.data.join.dataset import JoinedBatch as JoinedBatch
+    from kdcache.data.join.stream import CachedStream as CachedStream
     from kdcache.dump import dump_teacher as dump_teacher
     from kdcache.errors import KdcacheError as KdcacheError
     from kdcache.importers.logprobs import import_logprobs as import_logprobs
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from kdcache.train import train_student as train_student
 
 _PUBLIC = {
-    "BatchMapping": "kdcache.data.batch",
-    "CachedDataset": "kdcache.data.join",
-    "CachedStream": "kdcache.data.stream",
+    "BatchMapping": "kdcache.data.batch.mapping",
+    "CachedDataset": "kdcache.data.join.dataset",
+    "CachedStream": "kdcache.data.join.stream",
     "DeferredLogits": "kdcache.outputs",
     "DenseCodec": "kdcache.codecs",
-    "JoinedBatch": "kdcache.data.join",
+    "JoinedBatch": "kdcache.data.join.dataset",
     "KdcacheError": "kdcache.errors",
     "KnowledgeDistillationTraining": "kdcache.predecessor",
     "SoftTargets": "kdcache.targets",
     "StudentModule": "kdcache.train",
     "TopKCodec": "kdcache.codecs",
     "dump_teacher": "kdcache.dump",
-    "forward": "kdcache.data.forward",
+    "forward": "kdcache.data.batch.forward",
     "import_logprobs": "kdcache.importers.logprobs",
     "open_cache": "kdcache.store",
-    "step_counts": "kdcache.data.counts",
+    "step_counts": "kdcache.data.join.counts",
     "train_student": "kdcache.train",
 }
 

@@ -38,9 +38,9 @@ from kdcache.commands.clean import clean_text
 from kdcache.commands.verify import verification_text
 from kdcache.errors import KdcacheError
 from kdcache.store import Cache, LocalCopy, find_local_copy, open_cache, open_local_copy
-from kdcache.store.commits import signed
+from kdcache.store.care.leftovers import find_leftovers
+from kdcache.store.format.commits import signed
 from kdcache.store.inspection import inspect_cache
-from kdcache.store.leftovers import find_leftovers
 from kdcache.store.report import report_text
 from kdcache.tools.verify import verify_cache
 

@@ -45,8 +45,8 @@ from torch.utils.data import DataLoader, Dataset
 import kdcache
 from kdcache.codecs import codec_settings
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS, Array, Column
-from kdcache.data.fingerprint import FingerprintSource
-from kdcache.data.probes import check_join
+from kdcache.data.join.probes import check_join
+from kdcache.data.samples.fingerprint import FingerprintSource
 from kdcache.losses import kd_loss
 from kdcache.store import Manifest, View, ViewWriter, open_cache, open_local_copy
 from kdcache.targets import rows_of
@@ -61,8 +61,8 @@ OWN_COLUMNS = (
 )
 # What a phase begins with, imported once in the process that all are forked from.
 IMPORTS = [
-    "kdcache.data.probes",
-    "kdcache.store.arrays",
+    "kdcache.data.join.probes",
+    "kdcache.store.format.arrays",
     "kdcache.tools.verify",
     "rich.table",
     "zarr",

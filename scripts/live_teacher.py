@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kdcache
 from examples.mnist.resnet import resnet18, resnet34, small_student, small_teacher
-from kdcache.data.join import JoinedBatch
+from kdcache.data.join.dataset import JoinedBatch
 from kdcache.targets import DenseTargets
 from scripts.peak_memory import Measured, measure
 from scripts.timing import Spread, Turn, show

@@ -35,13 +35,15 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification
 
 import kdcache
-from kdcache.data import join
-from kdcache.data.fingerprint import FingerprintSource, fingerprint
-from kdcache.dump import encoding, loop, shard_writer
-from kdcache.dump.statistics import NAMES
+from kdcache.data.join.dataset import dataset as join
+from kdcache.data.samples.fingerprint import FingerprintSource, fingerprint
+from kdcache.dump import loop
+from kdcache.dump.measurements.statistics import NAMES
+from kdcache.dump.shards import encoding, shard_writer
 from kdcache.losses import kd_loss
-from kdcache.store import ViewWriter, arrays
-from kdcache.store.local_copy import open_local_copy
+from kdcache.store import ViewWriter
+from kdcache.store.format import arrays
+from kdcache.store.local.copy import open_local_copy
 
 NUM_CLASSES, BATCH, LENGTH, VOCABULARY = 1000, 4, 256, 8192
 

@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import kdcache
-from kdcache.data.batch_section import parse_mapping
-from kdcache.data.forward import forward
+from kdcache.data.batch.forward import forward
+from kdcache.data.batch.section import parse_mapping
 from kdcache.losses import Objective
 from kdcache.outputs import DeferredLogits
 from scripts.timing import show, take_turns

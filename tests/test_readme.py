@@ -16,7 +16,7 @@ import yaml
 
 from kdcache.codecs import make_codec
 from kdcache.config import parse
-from kdcache.data.batch_section import parse_mapping
+from kdcache.data.batch.section import parse_mapping
 from kdcache.experiment import DumpExperiment, StudentExperiment
 from tests.examples.idx_files import write_split
 from tests.examples.small_speech import write_archive, write_checkpoint, write_folder

@@ -29,7 +29,7 @@ from examples.speech.data import SpeechDataset, collate
 from examples.speech.models import Norm, Teacher
 from examples.speech.sizes import SIZES
 from examples.speech.train_teacher import TEACHER, spoken_numbers, train_teacher
-from kdcache.dump.drift import NUM_SAMPLES, measure_drift
+from kdcache.dump.measurements.drift import NUM_SAMPLES, measure_drift
 from kdcache.train.pipelines import ErrorRatePipeline, GreedyCtc
 
 BATCH = kdcache.BatchMapping(

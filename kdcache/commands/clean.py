@@ -11,7 +11,7 @@ from pathlib import Path
 from kdcache.commands.inspect import cache_parser
 from kdcache.errors import UsageError
 from kdcache.store import default_folder, open_cache
-from kdcache.store.leftovers import Leftover, Leftovers, find_leftovers, remove_leftover
+from kdcache.store.care.leftovers import Leftover, Leftovers, find_leftovers, remove_leftover
 from kdcache.tables import printable, size_text
 
 _HOUR_S = 3600.0

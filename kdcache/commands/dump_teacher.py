@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     check_cache_path(local_path(experiment.cache, "cache"))
     from kdcache.dump import run_job
-    from kdcache.dump.ranks import this_replica
+    from kdcache.dump.processes.ranks import this_replica
 
     quiet_lightning()
     dump = experiment.dump
@@ -46,9 +46,9 @@ def run(arguments: Sequence[str]) -> int:
 def make_job(experiment: DumpExperiment) -> DumpJob:
     """The job that an experiment describes; called once in every process that dumps."""
     from kdcache.codecs import make_codec
-    from kdcache.data import sources
-    from kdcache.data.batch_section import parse_mapping
-    from kdcache.data.vocabulary import own_vocabulary
+    from kdcache.data.batch.section import parse_mapping
+    from kdcache.data.samples import sources
+    from kdcache.data.samples.vocabulary import own_vocabulary
     from kdcache.dump import DumpJob
 
     targets = dict(experiment.targets)

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from kdcache.train import StudentRun
-    from kdcache.train.optimizers import MakeOptimizer
-    from kdcache.train.schedules import Schedule
+    from kdcache.train.optimization.optimizers import MakeOptimizer
+    from kdcache.train.optimization.schedules import Schedule
 
 Ended = TerminatedError | TrainingInterrupt | ProcessLostError | WorkerLostError
 
@@ -109,7 +109,7 @@ def _train(experiment: StudentExperiment, arguments: Sequence[str]) -> StudentRu
 
 def _told_with_command(error: Ended, arguments: Sequence[str]) -> Ended:
     """The same error, with the command that goes on."""
-    from kdcache.train.endings import command_way_on
+    from kdcache.train.interruption.endings import command_way_on
 
     if not error.story:  # of a process that only helps
         return error
@@ -124,7 +124,7 @@ def _told_with_command(error: Ended, arguments: Sequence[str]) -> Ended:
 
 
 def _optimizer(section: Mapping[str, Any] | None) -> MakeOptimizer | None:
-    from kdcache.train.optimizers import OPTIMIZERS
+    from kdcache.train.optimization.optimizers import OPTIMIZERS
 
     if section is None:
         return None
@@ -134,7 +134,7 @@ def _optimizer(section: Mapping[str, Any] | None) -> MakeOptimizer | None:
 
 
 def _schedule(section: Mapping[str, Any] | None) -> Schedule | None:
-    from kdcache.train.schedules import SCHEDULES, Schedule
+    from kdcache.train.optimization.schedules import SCHEDULES, Schedule
 
     if section is None:
         return None

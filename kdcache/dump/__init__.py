@@ -19,15 +19,15 @@ from torch.utils.data import DataLoader
 from kdcache import values
 from kdcache.chance import chance_remark
 from kdcache.codecs import Codec, DenseCodec
-from kdcache.data import sources
-from kdcache.data.batch import Mapped
-from kdcache.data.batch_section import parse_mapping
-from kdcache.data.vocabulary import own_vocabulary
-from kdcache.dump.job import DumpJob
+from kdcache.data.batch.mapping import Mapped
+from kdcache.data.batch.section import parse_mapping
+from kdcache.data.samples import sources
+from kdcache.data.samples.vocabulary import own_vocabulary
 from kdcache.dump.launch import run_on_devices
 from kdcache.dump.loop import run
-from kdcache.dump.preemption import Preemption
-from kdcache.dump.ranks import joined, this_replica
+from kdcache.dump.preparation.job import DumpJob
+from kdcache.dump.processes.preemption import Preemption
+from kdcache.dump.processes.ranks import joined, this_replica
 from kdcache.errors import UsageError
 from kdcache.paths import local_path
 from kdcache.store import Cache
@@ -70,9 +70,9 @@ def dump_teacher(
             with "logits" or an object with ``.logits``; or a function that makes it, called only
             where something is missing. It is put into eval mode and frozen.
         data: a DataLoader (split ``train``), split name -> DataLoader, or an object with training
-            and validation loaders (see :func:`kdcache.data.sources.loaders`). Their datasets,
-            collate functions, batch sizes and workers are used; their order is not. A stream
-            (IterableDataset) needs a key other than its number.
+            and validation loaders (see :func:`kdcache.data.samples.sources.loaders`). Their
+            datasets, collate functions, batch sizes and workers are used; their order is not. A
+            stream (IterableDataset) needs a key other than its number.
         cache: folder of the teacher cache; made if it is missing.
         codec: how logits are stored; ``DenseCodec()`` (float16 and offset) if None.
         batch: which leaves of a batch are inputs, labels and mask, and ``class_dim``; a mapping

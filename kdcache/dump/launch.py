@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from kdcache.dump.job import DumpJob
 from kdcache.dump.loop import run
-from kdcache.dump.preemption import Preemption, Stopped
-from kdcache.dump.ranks import Ranks
-from kdcache.dump.replica import Replica
+from kdcache.dump.preparation.job import DumpJob
+from kdcache.dump.processes.preemption import Preemption, Stopped
+from kdcache.dump.processes.ranks import Ranks
+from kdcache.dump.processes.replica import Replica
 from kdcache.errors import KdcacheError, PreemptedError, UsageError, paragraph
 from kdcache.store import Cache, open_cache
 

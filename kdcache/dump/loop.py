@@ -12,19 +12,19 @@ from typing import Any
 from torch import nn
 
 from kdcache.codecs import codec_settings
-from kdcache.data import sources
-from kdcache.data.batch import BatchMapping
-from kdcache.data.unreadable import LOST_WORKER, lost_worker
-from kdcache.dump.answers import check_answers
-from kdcache.dump.encoding import check_rows, encode
-from kdcache.dump.job import DumpJob
-from kdcache.dump.plan import SplitPlan, plan_split
-from kdcache.dump.preemption import Preemption, Stopped
+from kdcache.data.batch.mapping import BatchMapping
+from kdcache.data.samples import sources
+from kdcache.data.samples.unreadable import LOST_WORKER, lost_worker
+from kdcache.dump.preparation.answers import check_answers
+from kdcache.dump.preparation.job import DumpJob
+from kdcache.dump.preparation.plan import SplitPlan, plan_split
+from kdcache.dump.preparation.split_data import SplitData, choose_source
+from kdcache.dump.preparation.teacher import TeacherForward, weights_digest
+from kdcache.dump.processes.preemption import Preemption, Stopped
+from kdcache.dump.processes.ranks import Ranks
 from kdcache.dump.progress import DumpProgress
-from kdcache.dump.ranks import Ranks
-from kdcache.dump.shard_writer import ShardWriter
-from kdcache.dump.split_data import SplitData, choose_source
-from kdcache.dump.teacher import TeacherForward, weights_digest
+from kdcache.dump.shards.encoding import check_rows, encode
+from kdcache.dump.shards.shard_writer import ShardWriter
 from kdcache.dump.work import Work, numbered_work, stream_work
 from kdcache.errors import CacheMissingError, SampleError, WorkerLostError, paragraph
 from kdcache.store import Cache, Manifest, View, ViewWriter, check_cache_path, open_cache

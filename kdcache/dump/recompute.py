@@ -16,14 +16,19 @@ from torch import Tensor, nn
 
 from kdcache.codecs import Codec, stored_codec
 from kdcache.columns import FINGERPRINT, NUM_ENTRIES, NUM_POSITIONS, Array
-from kdcache.data import sources
-from kdcache.data.join import stored_source
-from kdcache.dump.encoding import EncodedBatch, check_rows, check_valid, encode
-from kdcache.dump.fidelity import distributions, kl_divergence, row_blocks, stored_distribution
-from kdcache.dump.job import DumpJob
-from kdcache.dump.keyed import KeyedBatch, KeyedDataset, keyed_loader, shard_batches
+from kdcache.data.join.dataset import stored_source
+from kdcache.data.samples import sources
 from kdcache.dump.loop import as_this_job
-from kdcache.dump.teacher import TeacherForward, class_path, weights_digest
+from kdcache.dump.measurements.fidelity import (
+    distributions,
+    kl_divergence,
+    row_blocks,
+    stored_distribution,
+)
+from kdcache.dump.preparation.job import DumpJob
+from kdcache.dump.preparation.teacher import TeacherForward, class_path, weights_digest
+from kdcache.dump.shards.encoding import EncodedBatch, check_rows, check_valid, encode
+from kdcache.dump.shards.keyed import KeyedBatch, KeyedDataset, keyed_loader, shard_batches
 from kdcache.errors import AlignmentError, FingerprintMismatchError, UsageError
 from kdcache.store import Manifest, View, differences, open_cache
 from kdcache.targets import SoftTargets, rows_of

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdcache.columns import FINGERPRINT, Array
-from kdcache.data import sources
-from kdcache.dump.keyed import (
+from kdcache.data.samples import sources
+from kdcache.dump.preparation.plan import SplitPlan
+from kdcache.dump.processes.replica import Replica
+from kdcache.dump.shards.keyed import (
     KeyedBatch,
     KeyedDataset,
     KeyedStream,
@@ -24,8 +26,6 @@ from kdcache.dump.keyed import (
     shard_batches,
     stream_loader,
 )
-from kdcache.dump.plan import SplitPlan
-from kdcache.dump.replica import Replica
 from kdcache.errors import AlignmentError
 from kdcache.store import View, ViewWriter
 

@@ -20,9 +20,9 @@ import xxhash
 
 from kdcache.codecs import TopKCodec, codec_settings
 from kdcache.codecs.topk import DType
-from kdcache.data.fingerprint import TOKENS, FingerprintSource
-from kdcache.data.keys import CONTENT, INDEX
-from kdcache.data.vocabulary import IDENTITY, vocabulary_digest
+from kdcache.data.samples.fingerprint import TOKENS, FingerprintSource
+from kdcache.data.samples.keys import CONTENT, INDEX
+from kdcache.data.samples.vocabulary import IDENTITY, vocabulary_digest
 from kdcache.errors import DataError, UsageError, suggest
 from kdcache.importers.files import RawRecord, SourceFile, look_at, raw_records
 from kdcache.importers.records import Fields, Record, read_record

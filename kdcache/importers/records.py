@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from kdcache.columns import Array
-from kdcache.data.leaves import leaf
+from kdcache.data.batch.leaves import leaf
 from kdcache.errors import DataError
 from kdcache.importers.files import RawRecord
 

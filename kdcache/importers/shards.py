@@ -1,7 +1,8 @@
 """How imported samples become a shard: the columns of a dump, and the sums of its commit.
 
-The sums are those of ``kdcache.dump.statistics`` that can be known without logits. The label of a
-position is the token that came next. Entropy is not among them, nor what storing has cost.
+The sums are those of ``kdcache.dump.measurements.statistics`` that can be known without logits.
+The label of a position is the token that came next. Entropy is not among them, nor what storing
+has cost.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 
 from kdcache.codecs import TopKCodec
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS, Array, Column
-from kdcache.data.fingerprint import fingerprint, token_ids
-from kdcache.data.labels import MAX_NATS, label_nats
+from kdcache.data.batch.labels import MAX_NATS, label_nats
+from kdcache.data.samples.fingerprint import fingerprint, token_ids
 from kdcache.importers.records import Record
 from kdcache.importers.rows import TopRows, top_rows
 

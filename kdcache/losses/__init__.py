@@ -6,7 +6,7 @@ computes several of them at once, with their gradient, for vocabularies.
 """
 
 from kdcache.losses.evaluation import Evaluation, StepCounts
-from kdcache.losses.fused import fused_losses
+from kdcache.losses.fused.one_pass import fused_losses
 from kdcache.losses.labels import student_loss
 from kdcache.losses.loss_sum import LossSum
 from kdcache.losses.objective import Objective

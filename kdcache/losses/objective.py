@@ -24,7 +24,7 @@ from kdcache.losses.evaluation import (
     is_per_sample,
     share,
 )
-from kdcache.losses.fused import FUSED, fused_losses
+from kdcache.losses.fused.one_pass import FUSED, fused_losses
 from kdcache.losses.labels import IGNORE_INDEX, STUDENT_LOSS, no_labels
 from kdcache.losses.loss_sum import LossSum
 from kdcache.losses.own_loss import LossFunction, check_result, import_loss

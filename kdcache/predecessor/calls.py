@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kdcache.data import sources
-from kdcache.data.batch import BatchMapping, Mapped
-from kdcache.data.selection import CallableMapping, Selected
+from kdcache.data.batch.mapping import BatchMapping, Mapped
+from kdcache.data.batch.selection import CallableMapping, Selected
+from kdcache.data.samples import sources
 from kdcache.errors import KdcacheError, UsageError
 
 _TEMPERATURE = "temperature"

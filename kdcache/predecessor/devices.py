@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kdcache.dump.loop import is_complete
-from kdcache.dump.replica import launched_rank
+from kdcache.dump.processes.replica import launched_rank
 from kdcache.errors import CacheIncompleteError, UsageError
 
 _POLL_S = 1.0

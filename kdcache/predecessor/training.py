@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdcache.data import sources
-from kdcache.data.batch import BatchMapping
+from kdcache.data.batch.mapping import BatchMapping
+from kdcache.data.samples import sources
 from kdcache.dump import dump_teacher
 from kdcache.dump.loop import is_complete
 from kdcache.errors import CacheIncompleteError, UsageError
@@ -33,10 +33,10 @@ from kdcache.predecessor.calls import (
 from kdcache.predecessor.devices import Devices, off_the_device, wait_for
 from kdcache.tracking import Tracking
 from kdcache.train import StudentRun, train_student
-from kdcache.train.optimizers import optimizer_maker
+from kdcache.train.interruption.resume import Resumption
+from kdcache.train.optimization.optimizers import optimizer_maker
+from kdcache.train.optimization.schedules import Schedule, linear_decay_with_warm_up
 from kdcache.train.pipelines import pipeline_of
-from kdcache.train.resume import Resumption
-from kdcache.train.schedules import Schedule, linear_decay_with_warm_up
 from kdcache.train.trainer_options import check_options
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class KnowledgeDistillationTraining:
     Args:
         num_gpu_used: 0 means the CPU; more than one means DDP.
         max_epoch: epochs of training.
-        optimize_method: one of :data:`kdcache.train.optimizers.OPTIMIZERS`.
-        scheduler_method: one of :data:`kdcache.train.schedules.SCHEDULES`; "" for none.
+        optimize_method: one of :data:`kdcache.train.optimization.optimizers.OPTIMIZERS`.
+        scheduler_method: one of :data:`kdcache.train.optimization.schedules.SCHEDULES`, or "".
         learning_rate: of the optimiser.
         num_lr_warm_up_epoch: of ``linear_decay_with_warm_up``.
         final_loss_coeff_dict: loss name -> coefficient: ``kd_loss``, ``cos_embed_loss``, any other

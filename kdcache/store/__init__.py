@@ -6,14 +6,14 @@ FORMAT.md beside this file.
 
 from kdcache.columns import FINGERPRINT, KEY, NUM_ENTRIES, NUM_POSITIONS, Array, Column
 from kdcache.store.cache import Cache, View, open_cache
-from kdcache.store.local_copy import (
+from kdcache.store.format.manifest import UNKNOWN_LENGTH, Manifest, difference_table, differences
+from kdcache.store.format.tables import table_digest
+from kdcache.store.local.copy import (
     LocalCopy,
     default_folder,
     find_local_copy,
     open_local_copy,
 )
-from kdcache.store.manifest import UNKNOWN_LENGTH, Manifest, difference_table, differences
-from kdcache.store.tables import table_digest
 from kdcache.store.writer import ViewWriter, check_cache_path
 
 __all__ = [

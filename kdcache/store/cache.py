@@ -22,11 +22,11 @@ from kdcache.errors import (
     suggest,
 )
 from kdcache.paths import local_path
-from kdcache.store.arrays import read_array
-from kdcache.store.commits import Commit, read_commits, read_index, view_digest
-from kdcache.store.fields import Fields
-from kdcache.store.files import read_json, size_of
-from kdcache.store.layout import (
+from kdcache.store.format.arrays import read_array
+from kdcache.store.format.commits import Commit, read_commits, read_index, view_digest
+from kdcache.store.format.fields import Fields
+from kdcache.store.format.files import read_json, size_of
+from kdcache.store.format.layout import (
     ATTRIBUTE,
     END_FILE,
     FORMAT_VERSION,
@@ -38,8 +38,8 @@ from kdcache.store.layout import (
     commit_file,
     view_folder,
 )
-from kdcache.store.manifest import Manifest, read_manifest
-from kdcache.store.tables import read_table
+from kdcache.store.format.manifest import Manifest, read_manifest
+from kdcache.store.format.tables import read_table
 from kdcache.tables import columns_of_terminal, printable
 
 

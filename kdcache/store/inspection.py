@@ -9,8 +9,8 @@ from typing import Any
 from kdcache.chance import chance_remark
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS
 from kdcache.store.cache import Cache, View, open_cache
-from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER
-from kdcache.store.origins import teacher_of
+from kdcache.store.format.layout import GROUP_FILE, TABLES_FOLDER
+from kdcache.store.format.origins import teacher_of
 from kdcache.store.sums import FIDELITY, TEACHER, deviation, means, totals
 
 TRAIN = "train"

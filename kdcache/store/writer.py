@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, num_rows
 from kdcache.errors import AlignmentError, CacheCorruptedError, CacheError, UsageError
-from kdcache.store.arrays import MAX_DECODED_BYTES, StoredArray, write_array
 from kdcache.store.cache import check_format
-from kdcache.store.commits import (
+from kdcache.store.format.arrays import MAX_DECODED_BYTES, StoredArray, write_array
+from kdcache.store.format.commits import (
     MAX_SHARD_BYTES,
     Commit,
     ManifestChangedError,
@@ -28,8 +28,8 @@ from kdcache.store.commits import (
     write_commit,
     write_index,
 )
-from kdcache.store.fields import MAX_NUMBER
-from kdcache.store.files import (
+from kdcache.store.format.fields import MAX_NUMBER
+from kdcache.store.format.files import (
     fsync_folder,
     fsync_tree,
     group_content,
@@ -39,7 +39,7 @@ from kdcache.store.files import (
     write_json,
     writing_into,
 )
-from kdcache.store.layout import (
+from kdcache.store.format.layout import (
     ATTRIBUTE,
     COMMITS_FOLDER,
     END_FILE,
@@ -51,8 +51,8 @@ from kdcache.store.layout import (
     new_attempt,
     view_folder,
 )
-from kdcache.store.manifest import Manifest, check_same, read_manifest
-from kdcache.store.tables import check_tables, rewrite_damaged, write_tables
+from kdcache.store.format.manifest import Manifest, check_same, read_manifest
+from kdcache.store.format.tables import check_tables, rewrite_damaged, write_tables
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdcache.store import Manifest
-from kdcache.store.commits import Commit
+from kdcache.store.format.commits import Commit
 from kdcache.store.sums import deviation
 
 # Enough standard errors that chance explains no shard of thousands, skewed as the numbers are.

@@ -28,7 +28,7 @@ from kdcache.store import (
     differences,
     open_cache,
 )
-from kdcache.store.adopt import adopt_shard
+from kdcache.store.care.adopt import adopt_shard
 
 Progress = Callable[[str, int, int], None]
 

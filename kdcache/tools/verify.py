@@ -11,11 +11,11 @@ import numpy as np
 from kdcache.columns import KEY, Array
 from kdcache.errors import CacheCorruptedError, CacheError, CacheMissingError
 from kdcache.store import View, find_local_copy, open_cache
-from kdcache.store.commits import Commit, manifest_checksum, recorded_manifest
-from kdcache.store.files import check_group
-from kdcache.store.layout import GROUP_FILE, TABLES_FOLDER, view_name
-from kdcache.store.repair import repair_marker, repair_view
-from kdcache.store.survey import Survey, check_shard_metadata, survey
+from kdcache.store.care.repair import repair_marker, repair_view
+from kdcache.store.care.survey import Survey, check_shard_metadata, survey
+from kdcache.store.format.commits import Commit, manifest_checksum, recorded_manifest
+from kdcache.store.format.files import check_group
+from kdcache.store.format.layout import GROUP_FILE, TABLES_FOLDER, view_name
 from kdcache.tools.fidelity import fidelity_notes
 
 Progress = Callable[[str, int, int], None]
@@ -95,7 +95,7 @@ def verify_cache(
         path: folder of the teacher cache.
         progress: called with (split, shards done, shards in all).
         local_copies: check this machine's local copies of the splits, too.
-        repair: mark what is damaged as pending; see :func:`kdcache.store.repair.repair_view`.
+        repair: mark what is damaged as pending; see :func:`kdcache.store.care.repair.repair_view`.
             What was found is reported as it was before.
 
     Raises:

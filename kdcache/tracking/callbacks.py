@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from kdcache.tracking.comet import CometLogger
+from kdcache.tracking.comet.logger import CometLogger
 from kdcache.tracking.hyperparameters import flattened
 from kdcache.tracking.settings import Tracking
 

@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from kdcache.errors import UsageError
-from kdcache.tracking.comet import CometLogger
+from kdcache.tracking.comet.logger import CometLogger
 from kdcache.tracking.metrics_file import MetricsFile
 from kdcache.tracking.settings import COMET, CSV, TENSORBOARD, Tracking, refuse_other_lightning
 from kdcache.tracking.tensorboard import EventFiles

@@ -8,9 +8,9 @@ output, checkpoints, record, student_run. Interruptions: termination, resume, ra
 
 from kdcache.train.module import StudentModule
 from kdcache.train.pipelines import AccuracyPipeline
+from kdcache.train.results.student_run import StudentRun
 from kdcache.train.run import train_student
-from kdcache.train.student_run import StudentRun
-from kdcache.train.validation import ValidationSet
+from kdcache.train.validation.sets import ValidationSet
 
 __all__ = [
     "AccuracyPipeline",

@@ -18,14 +18,14 @@ from kdcache.errors import UsageError
 from kdcache.tracking import Tracking
 from kdcache.tracking.callbacks import tracking_callbacks
 from kdcache.tracking.loggers import experiments, make_loggers
-from kdcache.train.checkpoints import checkpoints, last_checkpoint
-from kdcache.train.endings import WayOn, ended_as_ours
+from kdcache.train.interruption.checkpoints import checkpoints, last_checkpoint
+from kdcache.train.interruption.endings import WayOn, ended_as_ours
+from kdcache.train.interruption.resume import Resumption
+from kdcache.train.interruption.termination import Termination
 from kdcache.train.module import StudentModule
-from kdcache.train.resume import Resumption
 from kdcache.train.silence import quiet_lightning
-from kdcache.train.termination import Termination
+from kdcache.train.step.unlabelled import LabelWatch
 from kdcache.train.trainer_options import make_trainer
-from kdcache.train.unlabelled import LabelWatch
 
 _EPOCHS = 10
 _LOG_EVERY = 50

@@ -10,22 +10,22 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from kdcache.data import sources
-from kdcache.data.batch import Mapped
-from kdcache.data.join import CachedDataset
-from kdcache.data.probes import check_join
-from kdcache.data.stream import CachedStream
-from kdcache.data.vocabulary import IDENTITY, check_vocabulary, find_vocabulary
+from kdcache.data.batch.mapping import Mapped
+from kdcache.data.join.dataset import CachedDataset
+from kdcache.data.join.probes import check_join
+from kdcache.data.join.stream import CachedStream
+from kdcache.data.samples import sources
+from kdcache.data.samples.vocabulary import IDENTITY, check_vocabulary, find_vocabulary
 from kdcache.store import Cache
-from kdcache.store.origins import teacher_of
-from kdcache.train.validation import ValidationSet
+from kdcache.store.format.origins import teacher_of
+from kdcache.train.validation.sets import ValidationSet
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Joining:
-    """How samples are joined; see :class:`kdcache.data.join.Join` for the fields."""
+    """How samples are joined; see :class:`kdcache.data.join.dataset.Join` for the fields."""
 
     batch: Mapped | Mapping[str, Any] | str | None = None
     local_copy: Path | None = None
@@ -69,7 +69,7 @@ def join_data(
         class_names: in class order; the data's own if empty.
 
     Raises:
-        KdcacheError: they do not; see :func:`kdcache.data.probes.check_join`.
+        KdcacheError: they do not; see :func:`kdcache.data.join.probes.check_join`.
     """
     loader, validation = _loaders(data)
     joined = joining.join(cache, sources.TRAIN, loader)

@@ -14,35 +14,46 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from kdcache.data.batch import Mapped
-from kdcache.data.batch_section import parse_mapping
-from kdcache.data.forward import FlatOutput, forward
-from kdcache.data.join import JoinedBatch
-from kdcache.data.order import EpochOrder
-from kdcache.data.output_kind import look_at_student
+from kdcache.data.batch.forward import FlatOutput, forward
+from kdcache.data.batch.mapping import Mapped
+from kdcache.data.batch.output_kind import look_at_student
+from kdcache.data.batch.section import parse_mapping
+from kdcache.data.join.dataset import JoinedBatch
+from kdcache.data.samples.order import EpochOrder
 from kdcache.errors import UsageError, suggest
 from kdcache.losses import LossSum, Objective
 from kdcache.losses.evaluation import Reduction, is_per_sample
 from kdcache.losses.labels import STUDENT_LOSS
-from kdcache.train.diagnostics import (
+from kdcache.train.interruption.randomness import of_this_rank, random_states, restore_random_state
+from kdcache.train.interruption.resume import (
+    PLATEAU_RESUMED,
+    RECORD,
+    StepParts,
+    aligned_progress,
+    check_same,
+)
+from kdcache.train.optimization.optimizers import (
+    MakeOptimizer,
+    made_optimizer,
+    optimizer_maker,
+    trainable,
+)
+from kdcache.train.optimization.schedules import MakeScheduler, Schedule, for_lightning
+from kdcache.train.results.record import describe_optimizer, describe_scheduler
+from kdcache.train.step.diagnostics import (
     DIFFERENCES,
     check_norm,
     differences,
     gradient_norm,
 )
-from kdcache.train.finite import FiniteObjective, Note, non_finite_error
-from kdcache.train.graph import check_graph
-from kdcache.train.hidden import HiddenHead
-from kdcache.train.optimizers import MakeOptimizer, made_optimizer, optimizer_maker, trainable
-from kdcache.train.positions import check_positions
-from kdcache.train.randomness import of_this_rank, random_states, restore_random_state
-from kdcache.train.record import describe_optimizer, describe_scheduler
-from kdcache.train.resume import PLATEAU_RESUMED, RECORD, StepParts, aligned_progress, check_same
-from kdcache.train.schedules import MakeScheduler, Schedule, for_lightning
-from kdcache.train.step_counts import StepCounter, num_parts
+from kdcache.train.step.finite import FiniteObjective, Note, non_finite_error
+from kdcache.train.step.graph import check_graph
+from kdcache.train.step.hidden import HiddenHead
+from kdcache.train.step.positions import check_positions
+from kdcache.train.step.step_counts import StepCounter, num_parts
+from kdcache.train.step.windows import WindowBatch, WindowLoader, Windows, check_sampler
 from kdcache.train.trainer_options import check_precision
-from kdcache.train.validation import Names, Validation
-from kdcache.train.windows import WindowBatch, WindowLoader, Windows, check_sampler
+from kdcache.train.validation.sets import Names, Validation
 from kdcache.weights import plain_state, state_for
 
 log = logging.getLogger(__name__)
@@ -66,15 +77,16 @@ class StudentModule(pl.LightningModule):
         reduction: how divergences are averaged, over positions or per sample; see
             :data:`kdcache.losses.evaluation.Reduction`.
         optimizer: from parameters to an optimiser; or a name, see
-            :data:`kdcache.train.optimizers.OPTIMIZERS`; Adam if None.
+            :data:`kdcache.train.optimization.optimizers.OPTIMIZERS`; Adam if None.
         scheduler: from the optimiser to a schedule, stepped once an epoch (ReduceLROnPlateau looks
-            at what ``monitor`` names); a name, see :data:`kdcache.train.schedules.SCHEDULES`; or a
-            :class:`~kdcache.train.schedules.Schedule`, which may be stepped at every step.
+            at what ``monitor`` names); a name of
+            :data:`kdcache.train.optimization.schedules.SCHEDULES`; or a ``Schedule`` of that
+            module, which may be stepped at every step.
         learning_rate: of an optimiser that is named, or None.
         head: what the losses begin with: ``logits``, or ``hidden`` states and the output layer, so
-            that all logits of a batch never exist at once; see :mod:`kdcache.train.hidden`.
+            that all logits of a batch never exist at once; see :mod:`kdcache.train.step.hidden`.
         validation: name -> DataLoader of a validation set: the user's own batches, or joined for
-            a built-in pipeline; or a :class:`~kdcache.train.validation.ValidationSet` of both.
+            a built-in pipeline; or a :class:`~kdcache.train.validation.sets.ValidationSet` of both.
         pipelines: name -> inference pipeline, or the name of a built-in one, see
             :data:`kdcache.train.pipelines.PIPELINES`; accuracy where none is given.
         grad_norm: p of the norm of the gradient that is logged; None: none is.
@@ -82,7 +94,7 @@ class StudentModule(pl.LightningModule):
             None: the first set's, ``train_final_loss`` without validation.
 
     Logs ``train_<loss>`` for every loss and ``train_final_loss``, ``train_logit_diff`` and
-    ``train_prob_diff`` (:func:`kdcache.train.diagnostics.differences`) and
+    ``train_prob_diff`` (:func:`kdcache.train.step.diagnostics.differences`) and
     ``grad_<p>_norm_total`` at every step that is logged, and ``<set>_<number>`` for every number
     that a pipeline returns.
 

@@ -16,11 +16,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from kdcache import values
-from kdcache.data import sources
-from kdcache.data.batch import Mapped
-from kdcache.data.batch_section import parse_mapping
-from kdcache.data.output_kind import warn_of_constants
-from kdcache.data.vocabulary import find_tokenizer
+from kdcache.data.batch.mapping import Mapped
+from kdcache.data.batch.output_kind import warn_of_constants
+from kdcache.data.batch.section import parse_mapping
+from kdcache.data.samples import sources
+from kdcache.data.samples.vocabulary import find_tokenizer
 from kdcache.errors import UsageError
 from kdcache.losses import Objective
 from kdcache.losses.evaluation import Reduction
@@ -30,22 +30,22 @@ from kdcache.tables import is_watched
 from kdcache.tracking import Tracking
 from kdcache.tracking.code_version import code_version
 from kdcache.tracking.source_code import EXPERIMENT_FILE
-from kdcache.train.finite import check_weights
 from kdcache.train.fit import fit
+from kdcache.train.interruption.resume import Resumption
 from kdcache.train.joined_data import Joining, join_data
 from kdcache.train.module import DEFAULT_LOSSES, Head, StudentModule
-from kdcache.train.optimizers import MakeOptimizer
-from kdcache.train.output import (
+from kdcache.train.optimization.optimizers import MakeOptimizer
+from kdcache.train.optimization.schedules import MakeScheduler, Schedule
+from kdcache.train.results.output import (
     PRETRAINED_FOLDER,
     STUDENT_FILE,
     claim_output,
     released_on_failure,
 )
-from kdcache.train.pretrained import save_pretrained
-from kdcache.train.record import describe_data, describe_student, plain, write_record
-from kdcache.train.resume import Resumption
-from kdcache.train.schedules import MakeScheduler, Schedule
-from kdcache.train.student_run import StudentRun
+from kdcache.train.results.pretrained import save_pretrained
+from kdcache.train.results.record import describe_data, describe_student, plain, write_record
+from kdcache.train.results.student_run import StudentRun
+from kdcache.train.step.finite import check_weights
 from kdcache.train.trainer_options import check_options
 from kdcache.version import __version__
 from kdcache.weights import save_weights
@@ -92,7 +92,7 @@ def train_student(
     Args:
         student: returns raw logits; may return losses of its own.
         data: a DataLoader, or an object with training and validation loaders (a Lightning
-            DataModule, or see :func:`kdcache.data.sources.loaders`).
+            DataModule, or see :func:`kdcache.data.samples.sources.loaders`).
         cache: the teacher cache; split ``train`` is needed, validation splits are used where
             they were dumped.
         losses: loss name -> coefficient, ``{"kd_loss": 1.0}`` if None.
@@ -103,7 +103,7 @@ def train_student(
         optimizer: from parameters to an optimiser; or a name, such as ``adam_wav2vec2.0``; Adam if
             None.
         scheduler: from the optimiser to a schedule, stepped once an epoch; a name, such as
-            ``cosine_anneal``; or a :class:`~kdcache.train.schedules.Schedule`.
+            ``cosine_anneal``; or a :class:`~kdcache.train.optimization.schedules.Schedule`.
         learning_rate: of an optimiser that is named, or None.
         head: ``logits``, or ``hidden``: losses begin with the student's last hidden states and its
             output layer, and all logits of a batch never exist at once (large vocabularies).

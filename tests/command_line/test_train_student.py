@@ -11,7 +11,7 @@ import pytest
 
 from kdcache.cli import main
 from kdcache.train import StudentRun
-from kdcache.train.report import run_text
+from kdcache.train.results.report import run_text
 
 
 def call(capsys, *words):

@@ -73,7 +73,7 @@ class ForkServer:
 
 
 def _serve() -> None:
-    for name in ("kdcache.dump", "zarr", "tests.dump.doomed"):
+    for name in ("kdcache.dump", "zarr", "tests.dump.processes.doomed"):
         importlib.import_module(name)
     for line in sys.stdin:
         function, arguments, environments, timeout_s = json.loads(line)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 import kdcache
 from kdcache import CachedDataset, DenseCodec, TopKCodec
-from kdcache.dump.statistics import NAMES
+from kdcache.dump.measurements.statistics import NAMES
 from kdcache.errors import CacheError, MismatchError
 from tests.data import toys
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from kdcache import CachedDataset
 from kdcache.codecs import Codec, make_codec
-from kdcache.data.fingerprint import fingerprint
+from kdcache.data.samples.fingerprint import fingerprint
 from kdcache.errors import CacheError, MismatchError
 from kdcache.store import open_cache
 from tests.data import toys

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from kdcache.codecs import DenseCodec, TopKCodec
-from kdcache.data.batch import BatchMapping
+from kdcache.data.batch.mapping import BatchMapping
 from kdcache.dump import DumpJob, run_job
 from kdcache.dump.recompute import TOLERANCE_NATS, recompute
 from kdcache.errors import (
@@ -22,7 +22,7 @@ from kdcache.errors import (
 from kdcache.store import open_cache
 from tests.data import toys
 from tests.dump.adaptive_codec import AdaptiveCodec
-from tests.dump.test_statistics import exact_kl
+from tests.dump.measurements.test_statistics import exact_kl
 
 N = 50
 

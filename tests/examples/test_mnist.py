@@ -18,7 +18,7 @@ from torch import nn
 import kdcache
 from examples.mnist import data as mnist
 from examples.mnist import resnet, seeds
-from kdcache.train.optimizers import OPTIMIZERS
+from kdcache.train.optimization.optimizers import OPTIMIZERS
 from tests.examples.idx_files import idx_bytes, write_split
 from tests.hang import HANG_S
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdcache.codecs import TopKCodec
-from kdcache.data.fingerprint import fingerprint
+from kdcache.data.samples.fingerprint import fingerprint
 from kdcache.errors import MismatchError
 from kdcache.importers import logprobs as tool
 from kdcache.store import ViewWriter, open_cache

@@ -26,8 +26,8 @@ from tests.predecessor.its_code import (
     val_loaders,
     weights,
 )
-from tests.tracking.archives import archive_in
-from tests.tracking.comet_server import comet_server
+from tests.tracking.comet.archives import archive_in
+from tests.tracking.comet.comet_server import comet_server
 from tests.train import small
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from kdcache.columns import NUM_ENTRIES, NUM_POSITIONS, Array, Column
 from kdcache.store import Manifest, View, ViewWriter, open_cache
-from kdcache.store.arrays import object_checksum
-from kdcache.store.commits import signed
+from kdcache.store.format.arrays import object_checksum
+from kdcache.store.format.commits import signed
 from tests.hang import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]

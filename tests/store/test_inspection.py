@@ -11,8 +11,8 @@ import pytest
 from kdcache.columns import NUM_POSITIONS
 from kdcache.errors import CacheCorruptedError, CacheMissingError
 from kdcache.store import ViewWriter, open_cache
+from kdcache.store.format.tables import table_digest
 from kdcache.store.inspection import inspect_cache
-from kdcache.store.tables import table_digest
 from tests.store.synthetic import make_shards, manifest, write_view
 
 COUNTS = (2, 0, 3, 1)

@@ -168,7 +168,9 @@ def test_growth():
 
 
 def test_shards_are_those_of_a_dump():
-    from kdcache.dump.plan import choose_samples_per_shard  # slow: processes import this module
+    from kdcache.dump.preparation.plan import (
+        choose_samples_per_shard,  # slow: processes import this module
+    )
 
     sample_bytes = mean_length("log-uniform", 4096) * 24
     assert choose_samples_per_shard(100_000, 16, sample_bytes) == 384

@@ -97,14 +97,29 @@ writer.finish()
 @pytest.mark.parametrize(
     ("when", "where", "number", "committed"),
     [
-        ("before", "kdcache.store.files._name_first", 1, 0),  # a folder, and a temporary name
+        (
+            "before",
+            "kdcache.store.format.files._name_first",
+            1,
+            0,
+        ),  # a folder, and a temporary name
         ("before", "kdcache.store.writer.write_group", 2, 0),  # the cache is a group, no split
         ("before", "kdcache.store.writer.write_group", 3, 0),  # no manifest
         ("after", "kdcache.store.writer.write_group", 3, 0),  # a manifest, no shard
         ("before", "kdcache.store.writer.write_array", 8, 1),  # in the middle of the second shard
-        ("before", "kdcache.store.arrays.object_file", 8, 1),  # written, its checksum not taken
+        (
+            "before",
+            "kdcache.store.format.arrays.object_file",
+            8,
+            1,
+        ),  # written, its checksum not taken
         ("before", "kdcache.store.writer.write_commit", 2, 1),  # the attempt whole, no record
-        ("after", "kdcache.store.files._name_first", 7, 2),  # a record, its other name still there
+        (
+            "after",
+            "kdcache.store.format.files._name_first",
+            7,
+            2,
+        ),  # a record, its other name still there
         ("before", "kdcache.store.writer.write_index", 1, 3),  # every record, no index
     ],
 )

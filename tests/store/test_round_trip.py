@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kdcache.columns import DTYPES, Column
 from kdcache.store import Manifest, open_local_copy
-from kdcache.store.arrays import CHUNK_BYTES, chunk_rows
+from kdcache.store.format.arrays import CHUNK_BYTES, chunk_rows
 from tests.store.synthetic import (
     COUNTS,
     ENTRY_COUNTS,

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kdcache.errors import CacheIncompleteError, MismatchError
 from kdcache.store import Manifest, ViewWriter, open_cache, open_local_copy
-from kdcache.store.layout import attempt_folder, new_attempt
+from kdcache.store.format.layout import attempt_folder, new_attempt
 from tests.store.synthetic import (
     Shards,
     concatenated,

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from kdcache.cli import main
-from kdcache.store import local_build, open_cache, open_local_copy
+from kdcache.store import open_cache, open_local_copy
+from kdcache.store.local import build as local_build
 from tests.store.synthetic import files_below, make_shards, manifest, stored_object, write_view
 
 ATTEMPT = "0123456789ab"

@@ -12,7 +12,7 @@ import kdcache
 from kdcache.cli import main
 from kdcache.errors import AlignmentError, CacheError, MismatchError, UsageError
 from kdcache.store import open_cache
-from kdcache.store.arrays import object_file
+from kdcache.store.format.arrays import object_file
 from kdcache.tools import merge
 from kdcache.tools.merge import merge_caches
 from kdcache.tools.verify import verify_cache

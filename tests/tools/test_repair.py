@@ -10,7 +10,7 @@ import pytest
 from kdcache.cli import main
 from kdcache.errors import CacheCorruptedError, CacheError, CacheIncompleteError
 from kdcache.store import UNKNOWN_LENGTH, View, ViewWriter, open_cache, table_digest
-from kdcache.store.repair import repair_view
+from kdcache.store.care.repair import repair_view
 from kdcache.tools.verify import verify_cache
 from tests.data import toys
 from tests.store.synthetic import (

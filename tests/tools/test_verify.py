@@ -13,7 +13,7 @@ import pytest
 from kdcache.columns import KEY, Column
 from kdcache.errors import CacheError, CacheMissingError
 from kdcache.store import ViewWriter, open_cache
-from kdcache.store.tables import table_digest
+from kdcache.store.format.tables import table_digest
 from kdcache.tools.verify import verify_cache
 from tests.store.synthetic import (
     COLUMNS,

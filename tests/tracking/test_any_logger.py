@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
 
 from kdcache.errors import UsageError
-from tests.tracking.archives import rows_in, values_in
+from tests.tracking.comet.archives import rows_in, values_in
 from tests.train import small
 
 

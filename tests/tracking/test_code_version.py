@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdcache.tracking.code_version import code_version
 from kdcache.tracking.hyperparameters import flattened
-from tests.tracking.test_comet_offline import git, repository  # noqa: F401
+from tests.tracking.comet.test_comet_offline import git, repository  # noqa: F401
 
 
 def test_changes_to_tracked_files_count(repository):  # noqa: F811

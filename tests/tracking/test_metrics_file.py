@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdcache.tracking.metrics_file import MetricsFile, earlier_rows
-from tests.tracking.archives import rows_in
+from tests.tracking.comet.archives import rows_in
 
 
 def logged(folder, steps, before_step=0, **also):

@@ -16,7 +16,7 @@ import yaml
 
 from tests.command_line.conftest import dumped  # noqa: F401
 from tests.hang import HANG_S
-from tests.tracking.archives import Archive, archive_in, rows_in, values_in
+from tests.tracking.comet.archives import Archive, archive_in, rows_in, values_in
 from tests.tracking.conftest import NOBODY
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import kdcache
 from kdcache.errors import UsageError
 from kdcache.tracking.callbacks import WeightHistograms
 from kdcache.tracking.tensorboard import EventFiles
-from tests.tracking.archives import values_in
+from tests.tracking.comet.archives import values_in
 from tests.train import small
 
 HPARAMS = "_hparams_/session_start_info"

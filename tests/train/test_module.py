@@ -20,7 +20,7 @@ from torch.utils.data import (
 import kdcache
 from kdcache import StudentModule
 from kdcache.errors import AlignmentError, DataError, UsageError
-from kdcache.train.windows import check_sampler
+from kdcache.train.step.windows import check_sampler
 from tests.train import small
 
 # What Lightning itself warns of where the Trainer is the user's own.

@@ -13,8 +13,8 @@ from typing import Any, Literal, Self
 
 from torch import nn
 
-from kdcache.data.batch import Mapped
-from kdcache.data.batch_section import parse_mapping
+from kdcache.data.batch.mapping import Mapped
+from kdcache.data.batch.section import parse_mapping
 from kdcache.errors import DataError
 from kdcache.train.pipelines.passes import Metric, score
 from kdcache.train.pipelines.protocol import RESULT

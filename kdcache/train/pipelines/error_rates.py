@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
-from kdcache.data.leaves import Path, describe, leaf
+from kdcache.data.batch.leaves import Path, describe, leaf
 from kdcache.errors import DataError, UsageError, suggest
 from kdcache.targets import DenseTargets, TopKTargets, rows_of
 from kdcache.train.pipelines.built_in import BatchSpec, BuiltInPipeline

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdcache.data.batch import Mapped
+from kdcache.data.batch.mapping import Mapped
 from kdcache.errors import UsageError, suggest
 from kdcache.train.pipelines.accuracy import AccuracyPipeline, PerplexityPipeline
 from kdcache.train.pipelines.built_in import BuiltInPipeline

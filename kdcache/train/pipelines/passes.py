@@ -14,14 +14,14 @@ import torch
 from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from kdcache.data.batch import Mapped
-from kdcache.data.forward import FlatOutput, forward
-from kdcache.data.join import JoinedBatch
+from kdcache.data.batch.forward import FlatOutput, forward
+from kdcache.data.batch.mapping import Mapped
+from kdcache.data.join.dataset import JoinedBatch
 from kdcache.errors import DataError
 from kdcache.losses import LossSum, fused_losses
 from kdcache.losses.labels import STUDENT_LOSS
 from kdcache.targets import DenseTargets, SoftTargets, TopKTargets
-from kdcache.train.positions import check_positions
+from kdcache.train.step.positions import check_positions
 
 KD_LOSS = "kd_loss"
 _CHUNK_NUMBERS = 1 << 24
