@@ -40,7 +40,6 @@ from kdcache.errors import KdcacheError
 from kdcache.store import Cache, LocalCopy, find_local_copy, open_cache, open_local_copy
 from kdcache.store.care.leftovers import find_leftovers
 from kdcache.store.format.commits import signed
-from kdcache.store.inspection import inspect_cache
 from kdcache.store.report import report_text
 from kdcache.tools.verify import verify_cache
 
@@ -291,7 +290,10 @@ def uses(path: Path, base: Path) -> dict[str, Callable[[], object]]:
         return clean_text(path, found, (), is_removing=False)
 
     return {
-        "inspect": lambda: (json.dumps(report := inspect_cache(path)), report_text(report, 80)),
+        "inspect": lambda: (
+            json.dumps(report := open_cache(path).inspect()),
+            report_text(report, 80),
+        ),
         "verify": lambda: verification_text(verify_cache(path)),
         "read": read,
         "train": train,

@@ -30,7 +30,6 @@ from examples.digits.models import Student, Teacher, count_parameters
 from examples.digits.picture import draw
 from examples.digits.report import Row, Score, print_cache, print_students, write_results
 from examples.digits.train_teacher import train_teacher
-from kdcache.store.inspection import inspect_cache
 
 WIDTHS = (8, 32)
 LABELS_PER_CLASS = 5
@@ -208,7 +207,7 @@ def run(options: argparse.Namespace) -> None:
     rows = train_students(
         cache.path, students, num_seeds=options.seeds, epochs=options.epochs, console=console
     )
-    report = inspect_cache(cache.path)
+    report = cache.inspect()
     teacher = {
         "accuracy": report["splits"]["test"]["teacher"]["accuracy"],
         "parameters": count_parameters(Teacher()),

@@ -50,7 +50,7 @@ from examples.language_model.train_teacher import (
     train_teacher,
 )
 from kdcache.codecs import Codec
-from kdcache.store.inspection import inspect_cache
+from kdcache.store import open_cache
 
 TOP_K, DENSE = "top-k", "dense"
 LOCAL_COPIES = "local"  # beside the caches: whoever removes the folder removes all of it
@@ -224,7 +224,7 @@ def new_folder(parent: Path) -> Path:
 
 def collect(demo: Demo, rows: tuple[Row, ...], settings: dict[str, Any]) -> Results:
     """The rows with what the caches say of themselves and of the teacher."""
-    caches = {name: inspect_cache(demo.cache(name)) for name in (TOP_K, DENSE)}
+    caches = {name: open_cache(demo.cache(name)).inspect() for name in (TOP_K, DENSE)}
     taught = caches[DENSE]["splits"]["val"]["teacher"]
     data = demo.data()
     return Results(

@@ -33,7 +33,7 @@ from examples.speech.models import Student, Teacher, count_parameters
 from examples.speech.report import Results, Row, Score, print_cache, print_students, write_results
 from examples.speech.sizes import SIZES, Size
 from examples.speech.train_teacher import MAX_NORM, TEACHER, spoken_numbers, train_teacher
-from kdcache.store.inspection import inspect_cache
+from kdcache.store import open_cache
 from kdcache.train.pipelines import ErrorRatePipeline, GreedyCtc
 
 SOUND = {"input_values": "input_values", "attention_mask": "attention_mask"}
@@ -241,7 +241,7 @@ def run(options: argparse.Namespace) -> None:
         num_labelled=len(dataset.labelled),
         num_train=len(dataset),
         rows=rows,
-        cache=inspect_cache(demo.cache),
+        cache=open_cache(demo.cache).inspect(),
         settings=settings,
     )
     demo.say("")

@@ -1,7 +1,8 @@
 """Codecs: how a teacher's logits become columns of numbers, one codec a file.
 
-Torch and NumPy only. A codec of your own is named by its class path; a class path that stands in
-a cache is imported only where the reader's own configuration names it too.
+Torch and NumPy only. ``protocol`` says what a codec is; ``dense`` keeps all logits, ``topk`` the
+largest. A codec of your own is named by its class path; a class path that stands in a cache is
+imported only where the reader's own configuration names it too.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcache.commands.inspect import cache_parser
+from kdcache.commands.terminal.parser import cache_parser
 from kdcache.errors import UsageError
 from kdcache.store import default_folder, open_cache
 from kdcache.store.care.leftovers import Leftover, Leftovers, find_leftovers, remove_leftover

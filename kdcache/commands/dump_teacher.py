@@ -6,8 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kdcache.commands.arguments import experiment_from
-from kdcache.commands.console import quiet_lightning
+from kdcache.commands.terminal.arguments import experiment_from
+from kdcache.commands.terminal.console import quiet_lightning
 from kdcache.config import build, build_model, fingerprint_function
 from kdcache.experiment import DumpExperiment
 from kdcache.paths import local_path

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from kdcache.commands.console import shard_bar
-from kdcache.commands.inspect import Parser
+from kdcache.commands.terminal.console import shard_bar
+from kdcache.commands.terminal.parser import Parser
 
 _ABOUT = """\
 Make one split of a teacher cache from top-k log-probabilities that were made elsewhere.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdcache.commands.console import shard_bar
-from kdcache.commands.inspect import Parser
+from kdcache.commands.terminal.console import shard_bar
+from kdcache.commands.terminal.parser import Parser
 from kdcache.tools.merge import merge_caches
 
 

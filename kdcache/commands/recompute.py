@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kdcache.commands.arguments import experiment_from
-from kdcache.commands.console import quiet_lightning
 from kdcache.commands.dump_teacher import make_job
+from kdcache.commands.terminal.arguments import experiment_from
+from kdcache.commands.terminal.console import quiet_lightning
 from kdcache.dump.recompute import TOLERANCE_NATS, Distance, Recomputed, recompute
 from kdcache.errors import UsageError
 from kdcache.experiment import DumpExperiment

@@ -9,8 +9,8 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdcache.commands.arguments import experiment_from
-from kdcache.commands.console import quiet_lightning
+from kdcache.commands.terminal.arguments import experiment_from
+from kdcache.commands.terminal.console import quiet_lightning
 from kdcache.config import (
     build,
     build_model,

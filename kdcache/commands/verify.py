@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from shutil import get_terminal_size
 
-from kdcache.commands.console import shard_bar
-from kdcache.commands.inspect import cache_parser
+from kdcache.commands.terminal.console import shard_bar
+from kdcache.commands.terminal.parser import cache_parser
 from kdcache.errors import UsageError
 from kdcache.experiment import DumpExperiment, DumpSection
 from kdcache.tables import printable

@@ -1,8 +1,10 @@
 """One experiment file for both stages: reading it, overriding it, and building what it names.
 
-Each stage takes the sections that it needs and ignores exactly the other stage's known ones; any
-other key is an error. Stage two never looks into ``teacher``, and nothing is imported or built
-before it is asked for.
+``files`` lays files and overrides over one another, ``sections`` makes one stage's experiment of
+them with ``typed`` values, and ``components`` builds what a ``class_path`` names. Each stage takes
+the sections that it needs and ignores exactly the other stage's known ones; any other key is an
+error. Stage two never looks into ``teacher``, and nothing is imported or built before it is asked
+for.
 """
 
 from kdcache.config.components import build, build_model, build_nested, fingerprint_function

@@ -1,8 +1,11 @@
 """Losses: divergences on dense and sparse targets, and the objective that weighs them.
 
-Torch only. Each loss is a function of flat logits (P, C) that returns a sum and a count, so it
-serves a plain PyTorch loop as well; where targets come from is not known here. ``fused_losses``
-computes several of them at once, with their gradient, for vocabularies.
+Torch only. Each loss is a function of flat logits (P, C) that returns a sum and a count
+(``loss_sum``), so it serves a plain PyTorch loop as well; where targets come from is not known
+here. ``objective`` weighs losses by name, and its ``evaluation`` says what a batch needs and gives:
+``target_losses`` on soft targets (``divergences``, ``logit_distances``), ``labels``, and an
+``own_loss`` of the user's. All are computed in one ``precision``. fused/ computes several at once,
+with their gradient, for vocabularies.
 """
 
 from kdcache.losses.evaluation import Evaluation, StepCounts

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcache.chance import chance_remark
 from kdcache.columns import FINGERPRINT, NUM_POSITIONS
-from kdcache.store.cache import Cache, View, open_cache
+from kdcache.store.chance import chance_remark
 from kdcache.store.format.layout import GROUP_FILE, TABLES_FOLDER
 from kdcache.store.format.origins import teacher_of
 from kdcache.store.sums import FIDELITY, TEACHER, deviation, means, totals
+from kdcache.store.view import View
 
 TRAIN = "train"
 _SIGMAS = 4.0
 _LEAST_NATS = 0.01
 
 
-def inspect_cache(path: str | Path) -> dict[str, Any]:
+def inspected(path: Path, views: Mapping[str, View]) -> dict[str, Any]:
     """A report on every split of a cache, as plain values.
 
     Args:
         path: folder of the teacher cache.
+        views: split -> its view.
 
     Returns:
         ``path``; ``bytes`` of all files that count, metadata, fingerprints and tables included
@@ -34,26 +36,25 @@ def inspect_cache(path: str | Path) -> dict[str, Any]:
         ``remarks``: one line each.
 
     Raises:
-        CacheMissingError, CacheCorruptedError: it is no cache, or its metadata are damaged.
+        CacheCorruptedError: its metadata are damaged.
     """
-    cache = open_cache(path)
-    splits = {name: _split(cache[name]) for name in cache}
+    splits = {name: _split(view) for name, view in views.items()}
     return {
-        "path": str(cache.path),
-        "bytes": _shared_bytes(cache) + sum(split["bytes"] for split in splits.values()),
+        "path": str(path),
+        "bytes": _shared_bytes(path, views) + sum(split["bytes"] for split in splits.values()),
         "splits": splits,
         "remarks": [
-            *(line for name in cache for line in _no_better_than_chance(cache[name])),
-            *_several_teachers(cache),
-            *(line for name in cache for line in _memorised(cache, name)),
+            *(line for view in views.values() for line in _no_better_than_chance(view)),
+            *_several_teachers(views),
+            *(line for name in views for line in _memorised(views, name)),
         ],
     }
 
 
-def _shared_bytes(cache: Cache) -> int:
+def _shared_bytes(cache: Path, splits: Iterable[str]) -> int:
     """Bytes of what belongs to no single split's view: the groups above it, and tables."""
-    groups = [cache.path / GROUP_FILE, *(cache.path / split / GROUP_FILE for split in cache)]
-    tables = (cache.path / TABLES_FOLDER).rglob("*")
+    groups = [cache / GROUP_FILE, *(cache / split / GROUP_FILE for split in splits)]
+    tables = (cache / TABLES_FOLDER).rglob("*")
     return sum(path.stat().st_size for path in (*groups, *tables) if path.is_file())
 
 
@@ -101,11 +102,11 @@ def _no_better_than_chance(view: View) -> list[str]:
     return [] if line is None else [line]
 
 
-def _several_teachers(cache: Cache) -> list[str]:
+def _several_teachers(views: Mapping[str, View]) -> list[str]:
     """A remark where splits were dumped by different teachers, or in different precisions."""
     teachers: dict[str, list[str]] = {}
-    for name in cache:
-        teachers.setdefault(teacher_of(cache[name].manifest), []).append(name)
+    for name, view in views.items():
+        teachers.setdefault(teacher_of(view.manifest.origin), []).append(name)
     if len(teachers) < 2:
         return []
     listed = "; ".join(f"{', '.join(splits)}: {teacher}" for teacher, splits in teachers.items())
@@ -116,21 +117,21 @@ def _several_teachers(cache: Cache) -> list[str]:
     return [line]
 
 
-def _memorised(cache: Cache, split: str) -> list[str]:
+def _memorised(views: Mapping[str, View], split: str) -> list[str]:
     """A remark where the teacher is far surer of its training split than of this one.
 
     A teacher that has memorised its training set gives targets there that are like labels: less
     entropy by half and more, beyond what chance explains.
     """
-    if split == TRAIN or TRAIN not in cache:
+    if split == TRAIN or TRAIN not in views:
         return []
-    sums = [totals(c.statistics for c in cache[name].commits) for name in (TRAIN, split)]
+    sums = [totals(c.statistics for c in views[name].commits) for name in (TRAIN, split)]
     train, other = (means(each, TEACHER) for each in sums)
     if "entropy" not in train or "entropy" not in other:
         return []
     errors = 0.0
     for name, each in zip((TRAIN, split), sums, strict=True):
-        samples = sum(commit.stop - commit.start for commit in cache[name].commits)
+        samples = sum(commit.stop - commit.start for commit in views[name].commits)
         errors = math.hypot(errors, deviation(each, "entropy", "positions") / math.sqrt(samples))
     less = other["entropy"] - train["entropy"]
     if train["entropy"] > other["entropy"] / 2 or less < max(_LEAST_NATS, _SIGMAS * errors):

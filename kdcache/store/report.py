@@ -13,7 +13,7 @@ _ALL = 1 - 1e-6
 
 
 def report_text(report: Mapping[str, Any], width: int) -> str:
-    """A report of ``inspect_cache`` for a person: the training split first, one column a split."""
+    """A report of ``Cache.inspect`` for a person: the training split first, one column a split."""
     splits = sorted(report["splits"], key=lambda name: (name != "train", name))
     title = f"{report['path']}  {size_text(report['bytes'])}"
     if not splits:

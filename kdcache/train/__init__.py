@@ -1,9 +1,10 @@
 """Stage two: students train from the cache. No teacher is imported, built or kept here.
 
-run.py is the front door: it joins the data (joined_data), makes the LightningModule (module) and
-trains it (fit). A step: windows, step_counts, positions, hidden, finite, diagnostics. Validation:
-validation, ranks, pipelines/. Settings: optimizers, schedules, trainer_options. What is kept:
-output, checkpoints, record, student_run. Interruptions: termination, resume, randomness.
+``run`` is the front door: it joins the data (``joined_data``), makes the LightningModule
+(``module``) and trains it (``fit``, with ``trainer_options``, and ``silence`` for what Lightning
+says to everybody). The module is made of rooms: step/ is one training step, optimization/ its
+optimiser and schedule, validation/ and pipelines/ the scores, interruption/ how a training stops
+and goes on, results/ what is left behind.
 """
 
 from kdcache.train.module import StudentModule

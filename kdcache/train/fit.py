@@ -91,7 +91,9 @@ def fit(
         "log_every_n_steps": _log_interval(loader, options),
         **options,
     }
-    kept = [] if settings.get("enable_checkpointing") is False else checkpoints(module, folder)
+    kept: list[Callback] = []
+    if settings.get("enable_checkpointing") is not False:
+        kept = checkpoints(folder, monitor=module.monitor, has_validation=module.has_validation)
     termination = Termination(last_checkpoint(folder) if kept else None)
     given = _callbacks(settings.get("callbacks"))
     _check_finders(given, is_resumed=resume is not None)

@@ -99,7 +99,7 @@ def _validation_set(
     dataset = joining.join(cache, name, loader)
     if joining.check_fingerprints:
         check_join(dataset)
-    teachers = [teacher_of(cache[split].manifest) for split in (name, sources.TRAIN)]
+    teachers = [teacher_of(cache[split].manifest.origin) for split in (name, sources.TRAIN)]
     if teachers[0] != teachers[1]:
         log.warning(
             "split %r of %s was dumped by another teacher than %r: %s, and %s. What its scores "

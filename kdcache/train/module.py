@@ -22,14 +22,14 @@ from kdcache.data.join.dataset import JoinedBatch
 from kdcache.data.samples.order import EpochOrder
 from kdcache.errors import UsageError, suggest
 from kdcache.losses import LossSum, Objective
-from kdcache.losses.evaluation import Reduction, is_per_sample
+from kdcache.losses.evaluation import Reduction
 from kdcache.losses.labels import STUDENT_LOSS
 from kdcache.train.interruption.randomness import of_this_rank, random_states, restore_random_state
 from kdcache.train.interruption.resume import (
     PLATEAU_RESUMED,
     RECORD,
     StepParts,
-    aligned_progress,
+    align,
     check_same,
 )
 from kdcache.train.optimization.optimizers import (
@@ -40,15 +40,11 @@ from kdcache.train.optimization.optimizers import (
 )
 from kdcache.train.optimization.schedules import MakeScheduler, Schedule, for_lightning
 from kdcache.train.results.record import describe_optimizer, describe_scheduler
-from kdcache.train.step.diagnostics import (
-    DIFFERENCES,
-    check_norm,
-    differences,
-    gradient_norm,
-)
+from kdcache.train.step.diagnostics import check_norm, differences, gradient_norm
 from kdcache.train.step.finite import FiniteObjective, Note, non_finite_error
 from kdcache.train.step.graph import check_graph
 from kdcache.train.step.hidden import HiddenHead
+from kdcache.train.step.logged import TOTAL, num_averaged, step_losses
 from kdcache.train.step.positions import check_positions
 from kdcache.train.step.step_counts import StepCounter, num_parts
 from kdcache.train.step.windows import WindowBatch, WindowLoader, Windows, check_sampler
@@ -60,7 +56,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_LOSSES: Mapping[str, float] = {"kd_loss": 1.0}
 Head = Literal["logits", "hidden"]
-_TOTAL = "final_loss"
 _STATE = "kdcache_state"
 
 
@@ -179,7 +174,7 @@ class StudentModule(pl.LightningModule):
     def monitor(self) -> tuple[str, str]:
         """(logged name, "min" or "max") of what tells a better checkpoint."""
         results = self.validation.results
-        name = self._monitor or next(iter(results), f"train_{_TOTAL}")
+        name = self._monitor or next(iter(results), f"train_{TOTAL}")
         return name, results.get(name, "min")
 
     def windowed(self, loader: DataLoader[Any]) -> WindowLoader:
@@ -253,37 +248,28 @@ class StudentModule(pl.LightningModule):
     def _log_step(
         self, terms: Mapping[str, LossSum], window: WindowBatch | None, output: FlatOutput
     ) -> None:
-        taken = next((name for name in (_TOTAL, *DIFFERENCES) if name in terms), None)
-        if taken is not None:
-            raise UsageError(
-                f"the student returned a loss called {taken!r}, a name under which something else "
-                "is logged. Return it under another name."
+        losses = step_losses(terms, self.objective, self._monitor)
+        for name, value in losses.items():
+            counted = num_averaged(
+                name,
+                self.objective,
+                rows=output.num_rows,
+                samples=len(output.num_positions),
+                labelled=None if window is None else window.labelled,
             )
-        losses = {name: term.mean() for name, term in terms.items()}
-        monitored = (self._monitor or "").removeprefix("train_")
-        if (self._monitor or "").startswith("train_") and monitored not in (*losses, _TOTAL):
-            raise UsageError(f"monitor: no loss {monitored!r}. {suggest(monitored, losses)}")
-        total = torch.stack(
-            [c * losses[name] for name, c in self.objective.losses.items() if c]
-        ).sum()
-        labelled = None if window is None else window.labelled
-        for name, value in {**losses, _TOTAL: total}.items():
-            counted = labelled if name == STUDENT_LOSS and labelled is not None else output.num_rows
-            if is_per_sample(name, self.objective.reduction):
-                counted = len(output.num_positions)
             self.log(
                 f"train_{name}",
                 value,
                 on_step=True,
                 on_epoch=True,
-                batch_size=counted,  # an epoch's mean is over positions
+                batch_size=counted,
                 sync_dist=True,
             )
         self._finite.note(
             Note(
                 epoch=self.current_epoch,
                 step=self.global_step,
-                total=total,
+                total=losses.pop(TOTAL),
                 losses=losses,
             )
         )
@@ -391,14 +377,9 @@ class StudentModule(pl.LightningModule):
         if self._order is not None and state.get("order_seed") is not None:
             self._order.order_seed = state["order_seed"]
         if "loops" in checkpoint:
-            parts = self._parts()
-            before = StepParts(**state["parts"]) if "parts" in state else parts
-            aligned_progress(
-                checkpoint["loops"]["fit_loop"],
-                parts,
-                before=before,
-                is_ordered=self._order is not None,
-            )
+            progress = checkpoint["loops"]["fit_loop"]
+            is_ordered = self._order is not None
+            align(progress, self._parts(), before=state.get("parts"), is_ordered=is_ordered)
 
     def _parts(self) -> StepParts:
         trainer = self.trainer

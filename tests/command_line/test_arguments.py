@@ -7,7 +7,7 @@ import re
 import pytest
 
 from kdcache.cli import main
-from kdcache.commands.arguments import experiment_from, help_text
+from kdcache.commands.terminal.arguments import experiment_from, help_text
 from kdcache.errors import UsageError
 from kdcache.experiment import DumpExperiment, StudentExperiment
 

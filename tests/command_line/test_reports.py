@@ -9,7 +9,7 @@ import pytest
 
 from kdcache.cli import main
 from kdcache.commands.verify import verification_text
-from kdcache.store.inspection import inspect_cache
+from kdcache.store import open_cache
 from kdcache.store.report import report_text
 from kdcache.tables import aligned, size_text
 from kdcache.tools.verify import Verification
@@ -46,7 +46,7 @@ def test_values_of_the_report(here, capsys, monkeypatch):
     cells = {name: [cell.strip() for cell in row if cell.strip()] for name, row in rows.items()}
     assert cells["samples"] == ["64", "32"]
     assert cells["shards"] == ["4", "2"]
-    report = inspect_cache(CACHE)["splits"]
+    report = open_cache(CACHE).inspect()["splits"]
     assert cells["digest"] == [report[name]["digest"][:16] for name in ("train", "test")]
     sizes = [size_text(report[name]["bytes"]) for name in ("train", "test")]
     assert [f"({cell})" for cell in cells["size"]] == [text.split(" bytes ")[1] for text in sizes]
@@ -74,7 +74,7 @@ def test_a_cache_without_a_split(here, capsys):
 
 def test_json_is_one_object(here, capsys):
     assert main(["inspect", CACHE, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == inspect_cache(CACHE)
+    assert json.loads(capsys.readouterr().out) == open_cache(CACHE).inspect()
     assert main(["verify", CACHE, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["sound"]
@@ -97,7 +97,7 @@ def test_sizes(num_bytes, text):
 
 
 def test_unlabelled_splits_have_no_rows_of_labels(here):
-    report = inspect_cache(CACHE)
+    report = open_cache(CACHE).inspect()
     for split in report["splits"].values():
         split["teacher"] = {"entropy": 0.5}
     text = report_text(report, 200)

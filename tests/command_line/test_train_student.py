@@ -11,7 +11,6 @@ import pytest
 
 from kdcache.cli import main
 from kdcache.train import StudentRun
-from kdcache.train.results.report import run_text
 
 
 def call(capsys, *words):
@@ -302,7 +301,7 @@ def test_the_summary_is_aligned_and_says_nothing_twice():
         },
         "other": {"inference_result": 0.125, "accuracy": 0.125},
     }
-    assert run_text(finished(scores), 80) == "\n".join(
+    assert finished(scores).summary(80) == "\n".join(
         [
             "set    accuracy  KL to teacher  agreement",
             "test     50.00%         0.2500     75.00%",
@@ -318,7 +317,7 @@ def test_the_summary_is_aligned_and_says_nothing_twice():
             "time          12.3 s",
         ]
     )
-    assert "1 epoch, 1,200 steps" in run_text(finished({}, epochs=1), 80)
+    assert "1 epoch, 1,200 steps" in finished({}, epochs=1).summary(80)
 
 
 def test_a_lower_bound_is_marked_and_explained():
@@ -326,15 +325,15 @@ def test_a_lower_bound_is_marked_and_explained():
         "test": {"inference_result": 0.5, "accuracy": 0.5, "teacher_kl": 0.25},
         "own": {"inference_result": 0.5, "teacher_kl": 0.5},
     }
-    lines = run_text(finished(scores, ("test_teacher_kl",)), 80).splitlines()
+    lines = finished(scores, ("test_teacher_kl",)).summary(80).splitlines()
     assert lines[1].split() == ["test", "50.00%", ">=", "0.2500"]
     assert lines[2].split() == ["own", "-", "0.5000"]
     assert lines[3].startswith(">=  a lower bound: the cache holds the top k")
-    assert ">=" not in run_text(finished(scores), 80)
+    assert ">=" not in finished(scores).summary(80)
 
 
 def test_a_pipelines_own_numbers_are_shown():
-    text = run_text(finished({"test": {"inference_result": 3.25, "wer": 0.5}}), 80)
+    text = finished({"test": {"inference_result": 3.25, "wer": 0.5}}).summary(80)
     assert text.splitlines()[:2] == [
         "set   inference_result  wer",
         "test              3.25  0.5",
@@ -352,7 +351,7 @@ def test_what_the_cache_says_of_the_teacher_is_a_row_of_its_own():
         },
         "own": {"inference_result": 0.5, "word_error_rate": 0.5, "kd_loss": 1.5},
     }
-    text = run_text(finished(scores, ("val_teacher_perplexity",)), 80)
+    text = finished(scores, ("val_teacher_perplexity",)).summary(80)
     assert text.splitlines()[:5] == [
         "set            word errors  perplexity  KL to teacher  kd_loss",
         "val                      -        20.5         0.2500   0.2500",
@@ -361,7 +360,7 @@ def test_what_the_cache_says_of_the_teacher_is_a_row_of_its_own():
         ">=  a lower bound: the cache holds the top k classes and the sum of the others",
     ]
     del scores["own"]  # at temperature 1 the loss is the divergence
-    assert "kd_loss" not in run_text(finished(scores), 80).split("training loss")[0]
+    assert "kd_loss" not in finished(scores).summary(80).split("training loss")[0]
 
 
 def test_a_pipeline_may_be_named(here, capsys):
@@ -376,4 +375,4 @@ def test_a_pipeline_may_be_named(here, capsys):
 
 
 def test_without_validation_there_is_no_table_of_scores():
-    assert run_text(finished({}), 80).startswith("training loss  last epoch\n")
+    assert finished({}).summary(80).startswith("training loss  last epoch\n")

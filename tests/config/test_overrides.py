@@ -10,7 +10,7 @@ import logging
 
 import pytest
 
-from kdcache.commands.arguments import experiment_from
+from kdcache.commands.terminal.arguments import experiment_from
 from kdcache.config import build, dropped
 from kdcache.errors import UsageError
 from kdcache.experiment import DumpExperiment, StudentExperiment

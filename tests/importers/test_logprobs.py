@@ -15,7 +15,6 @@ from kdcache.data.samples.fingerprint import fingerprint
 from kdcache.errors import MismatchError
 from kdcache.importers import logprobs as tool
 from kdcache.store import ViewWriter, open_cache
-from kdcache.store.inspection import inspect_cache
 from kdcache.store.sums import totals
 from kdcache.tools.merge import merge_caches
 from kdcache.tools.verify import verify_cache
@@ -267,7 +266,7 @@ def test_what_the_commits_sum_up(tmp_path, lines, cache):
     assert sums == pytest.approx({name: other[name] for name in sums}, rel=5e-3)
     assert {"stored_cross_entropy", "stored_cross_entropy_squared"} < sums.keys()
 
-    report = inspect_cache(cache)["splits"]["train"]
+    report = open_cache(cache).inspect()["splits"]["train"]
     assert report["teacher"].keys() == {"accuracy", "cross_entropy"}
     assert report["fidelity"] == {"kept_mass": pytest.approx(sums["kept_mass"] / positions)}
     assert (report["positions"], report["labelled"]) == (positions, positions)
@@ -279,7 +278,7 @@ def test_a_cross_entropy_that_is_not_known_is_not_invented(tmp_path, cache):
     """Plain top-k lists do not have the actual token; the targets' cross-entropy is known."""
     files, options = parquet_lists(tmp_path)
     run(files, cache, **options)
-    report = inspect_cache(cache)["splits"]["train"]
+    report = open_cache(cache).inspect()["splits"]["train"]
     assert report["teacher"].keys() == {"accuracy"}
     dump = sums_of(dumped(tmp_path / "dumped.zarr", SAMPLES).path)
     found = sums_of(cache)

@@ -1,4 +1,4 @@
-"""inspect_cache: true numbers, from metadata alone."""
+"""Cache.inspect: true numbers, from metadata alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from kdcache.columns import NUM_POSITIONS
 from kdcache.errors import CacheCorruptedError, CacheMissingError
 from kdcache.store import ViewWriter, open_cache
 from kdcache.store.format.tables import table_digest
-from kdcache.store.inspection import inspect_cache
 from tests.store.synthetic import make_shards, manifest, write_view
 
 COUNTS = (2, 0, 3, 1)
@@ -34,7 +33,7 @@ def size_of(folder):
 
 
 def test_bytes_are_every_file(cache):
-    report = inspect_cache(cache)
+    report = open_cache(cache).inspect()
     assert report["bytes"] == size_of(cache)
     for split in ("train", "test"):
         found = report["splits"][split]
@@ -53,26 +52,26 @@ def test_tables_are_counted_once(tmp_path):
         for shard, columns in make_shards(wanted).items():
             writer.write_shard(shard, columns, {})
         writer.finish()
-    assert inspect_cache(path)["bytes"] == size_of(path)
+    assert open_cache(path).inspect()["bytes"] == size_of(path)
 
 
 def test_without_an_index_the_commit_records_are_counted(cache):
     (cache / "train" / "view-000" / "index.json").unlink()
-    found = inspect_cache(cache)["splits"]["train"]
+    found = open_cache(cache).inspect()["splits"]["train"]
     assert found["bytes"] == size_of(cache / "train" / "view-000")
 
 
 def test_abandoned_attempts_are_not_counted(cache):
-    before = inspect_cache(cache)
+    before = open_cache(cache).inspect()
     view = cache / "train" / "view-000"
     attempt = next(view.glob("shard-000000.*"))
     shutil.copytree(attempt, view / "shard-000000.0123456789ab")
-    assert inspect_cache(cache) == before
+    assert open_cache(cache).inspect() == before
 
 
 def test_positions_of_variable_length(cache):
     """Counted by the rows that are there, not by what a statistic says."""
-    found = inspect_cache(cache)["splits"]["train"]
+    found = open_cache(cache).inspect()["splits"]["train"]
     view = open_cache(cache)["train"]
     positions = int(view.read_num_positions().sum())
     assert found["positions"] == positions != found["samples"] == 10
@@ -85,16 +84,16 @@ def test_an_incomplete_split(cache):
     view = cache / "train" / "view-000"
     (view / "index.json").unlink()
     (view / "commits" / "shard-000000.json").unlink()
-    found = inspect_cache(cache)["splits"]["train"]
+    found = open_cache(cache).inspect()["splits"]["train"]
     assert (found["complete"], found["digest"]) == (False, None)
     assert (found["samples"], found["samples_dumped"]) == (10, 6)
     assert (found["shards"], found["shards_there"]) == (3, 2)
-    assert inspect_cache(cache)["splits"]["test"]["complete"]
+    assert open_cache(cache).inspect()["splits"]["test"]["complete"]
 
 
 def test_a_split_without_any_shard(tmp_path):
     ViewWriter.create(tmp_path / "cache.zarr", manifest(), {})
-    found = inspect_cache(tmp_path / "cache.zarr")["splits"]["train"]
+    found = open_cache(tmp_path / "cache.zarr").inspect()["splits"]["train"]
     assert (found["samples_dumped"], found["positions"]) == (0, 0)
     assert found["bytes_per_sample"] is found["bytes_per_position"] is None
     assert found["teacher"] == {}
@@ -119,7 +118,7 @@ def test_means_of_the_teacher(tmp_path, statistics, teacher):
     for shard, columns in make_shards(wanted).items():
         writer.write_shard(shard, columns, statistics)
     writer.finish()
-    assert inspect_cache(tmp_path / "cache.zarr")["splits"]["train"]["teacher"] == teacher
+    assert open_cache(tmp_path / "cache.zarr").inspect()["splits"]["train"]["teacher"] == teacher
 
 
 def with_statistics(path, **splits):
@@ -130,7 +129,7 @@ def with_statistics(path, **splits):
         for shard, columns in make_shards(wanted).items():
             writer.write_shard(shard, columns, statistics)
         writer.finish()
-    return inspect_cache(path)
+    return open_cache(path).inspect()
 
 
 def test_fidelity_and_the_pilots_numbers(tmp_path):
@@ -189,7 +188,7 @@ class TestRemark:
 
 
 def test_the_report_is_json(cache):
-    report = inspect_cache(cache)
+    report = open_cache(cache).inspect()
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["path"] == str(cache)
     assert list(report["splits"]) == ["test", "train"]
@@ -197,10 +196,10 @@ def test_the_report_is_json(cache):
 
 def test_what_is_no_cache(tmp_path, cache):
     with pytest.raises(CacheMissingError, match="does not exist"):
-        inspect_cache(tmp_path / "nowhere")
+        open_cache(tmp_path / "nowhere").inspect()
     (cache / "train" / "view-000" / "zarr.json").write_text("{")
     with pytest.raises(CacheCorruptedError):
-        inspect_cache(cache)
+        open_cache(cache).inspect()
 
 
 def test_splits_of_different_teachers(tmp_path):
@@ -215,7 +214,7 @@ def test_splits_of_different_teachers(tmp_path):
 
     for split in ("train", "val"):
         write(split, *teachers[split])
-    assert inspect_cache(path)["remarks"] == []
+    assert open_cache(path).inspect()["remarks"] == []
     write("test", *teachers["test"])
-    (remark,) = inspect_cache(path)["remarks"]
+    (remark,) = open_cache(path).inspect()["remarks"]
     assert "of different teachers (test: 07ee; train, val: 91c4 32-true)" in remark

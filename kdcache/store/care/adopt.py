@@ -6,11 +6,11 @@ import shutil
 from dataclasses import replace
 
 from kdcache.errors import CacheCorruptedError
-from kdcache.store.cache import View
 from kdcache.store.format.arrays import object_file
 from kdcache.store.format.commits import Commit, check_origin, write_commit
 from kdcache.store.format.files import fsync_folder, fsync_tree, write_group, writing_into
 from kdcache.store.format.layout import GROUP_FILE, attempt_folder, new_attempt
+from kdcache.store.view import View
 from kdcache.store.writer import ViewWriter
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from kdcache.columns import is_name
 from kdcache.errors import CacheCorruptedError, CacheError
-from kdcache.store.cache import Cache, View
+from kdcache.store.cache import Cache
 from kdcache.store.care.survey import Survey, survey
 from kdcache.store.format.files import set_aside
 from kdcache.store.format.layout import (
@@ -30,6 +30,7 @@ from kdcache.store.format.layout import (
     TABLES_FOLDER,
 )
 from kdcache.store.local.build import abandoned_builds
+from kdcache.store.view import View
 
 Kind = Literal["attempt", "temporary", "put aside", "table", "local copy"]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from kdcache.columns import is_name
 from kdcache.errors import CacheCorruptedError, CacheError, UsageError
-from kdcache.store.cache import View
 from kdcache.store.care.survey import shard_problem, survey
 from kdcache.store.format.commits import (
     Commit,
@@ -46,6 +45,7 @@ from kdcache.store.format.layout import (
 )
 from kdcache.store.format.manifest import UNKNOWN_LENGTH, Manifest, read_manifest
 from kdcache.store.format.tables import read_table
+from kdcache.store.view import View
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdcache.errors import CacheCorruptedError
-from kdcache.store.cache import View
 from kdcache.store.format.arrays import check_metadata
 from kdcache.store.format.commits import (
     Commit,
@@ -21,6 +20,7 @@ from kdcache.store.format.commits import (
 )
 from kdcache.store.format.files import check_group
 from kdcache.store.format.layout import COMMITS_FOLDER, GROUP_FILE, INDEX_FILE, attempt_folder
+from kdcache.store.view import View
 
 
 @dataclass(frozen=True, kw_only=True)

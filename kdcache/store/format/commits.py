@@ -146,7 +146,7 @@ def check_origin(manifest: Manifest, origin: Mapping[str, str], stop: int, where
         stop: one past its last sample.
         where: names the shard in the error.
     """
-    found = foreign_parts(manifest, origin, stop)
+    found = foreign_parts(manifest.origin, origin, manifest.data_before(stop))
     if found:
         parts = "; ".join(
             f"{part} {theirs[:MAX_TEXT]!r}, and {ours!r} in the manifest"

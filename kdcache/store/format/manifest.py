@@ -132,7 +132,19 @@ class Manifest:
     @cached_property
     def origin(self) -> dict[str, str]:
         """Which dump it is, part by part; a shard's commit record says the same."""
-        return origin_of(self)
+        columns = {column.name: column.to_json() for column in self.columns}
+        return origin_of(
+            self.identity,
+            batch_size=self.batch_size,
+            codec=self.codec,
+            layout=[self.num_classes, self.codec, columns, self.tables],
+            keys=[self.key, self.fingerprint],
+            view=f"{self.split}/{view_name(self.view)}",
+        )
+
+    def data_before(self, stop: int) -> list[str]:
+        """What was named as data before the dataset grew from sample ``stop`` or beyond it."""
+        return [data for length, data in self.earlier_data.items() if stop <= int(length)]
 
     def grown_to(self, other: Manifest) -> Manifest:
         """This one with the length and the data of another, which begin with its own."""

@@ -7,16 +7,12 @@ job has other ones, and is told apart however well its shapes fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import xxhash
 
 from kdcache.store.format.files import json_text
-from kdcache.store.format.layout import view_name
-
-if TYPE_CHECKING:
-    from kdcache.store.format.manifest import Manifest
 
 MAX_TEXT = 200
 _TEACHER = ("teacher.class", "teacher.weights", "precision")
@@ -25,55 +21,66 @@ DATA = "data"
 _OF_DATA = ("dataset.", "collate", "class_names", "vocabulary")
 
 
-def origin_of(manifest: Manifest) -> dict[str, str]:
+def origin_of(
+    identity: Mapping[str, str],
+    *,
+    batch_size: int,
+    codec: Mapping[str, Any],
+    layout: object,
+    keys: Sequence[object],
+    view: str,
+) -> dict[str, str]:
     """What decides a manifest's rows, by part.
 
     Not among it: how many samples there are (what a shard's are, its range and the probe of the
     dataset say), and what is only for people or is measured anew by every process (created, pilot,
     references).
 
+    Args:
+        identity: of the manifest: teacher, precision, data, and other settings, as texts.
+        batch_size: samples that the teacher sees at once.
+        codec: its name and settings.
+        layout: classes, columns and tables; any plain values.
+        keys: how samples are keyed and fingerprinted; any plain values.
+        view: split and view, as a path.
+
     Returns:
         Part -> a text of at most ``MAX_TEXT`` characters, as it is or as a digest.
     """
-    rest = dict(manifest.identity)
+    rest = dict(identity)
     shown = {name: _bounded(rest.pop(name, "")) for name in _TEACHER}
     batch = rest.pop("batch", "")
     data = {name: rest.pop(name) for name in list(rest) if name.startswith(_OF_DATA)}
-    columns = {column.name: column.to_json() for column in manifest.columns}
-    codec = [manifest.num_classes, manifest.codec, columns, manifest.tables]
     return {
         **shown,
-        "batch": f"{manifest.batch_size} {_digest(batch)}",
-        "codec": _bounded(f"{manifest.codec.get('name')} {_digest(codec)}"),
-        DATA: _digest([data, manifest.key, manifest.fingerprint]),
-        "view": f"{manifest.split}/{view_name(manifest.view)}",
+        "batch": f"{batch_size} {_digest(batch)}",
+        "codec": _bounded(f"{codec.get('name')} {_digest(layout)}"),
+        DATA: _digest([data, *keys]),
+        "view": view,
         "other settings": _digest(rest),
     }
 
 
-def teacher_of(manifest: Manifest) -> str:
+def teacher_of(origin: Mapping[str, str]) -> str:
     """Which teacher made a split's targets: its class, its weights, and how exactly it ran."""
-    return " ".join(part for name in _TEACHER if (part := manifest.origin[name]))
+    return " ".join(part for name in _TEACHER if (part := origin[name]))
 
 
 def foreign_parts(
-    manifest: Manifest, origin: Mapping[str, str], stop: int
+    ours: Mapping[str, str], theirs: Mapping[str, str], earlier_data: Collection[str]
 ) -> dict[str, tuple[str, str]]:
     """Part -> (the shard's, the manifest's) where a shard is of another dump; empty if it belongs.
 
     Args:
-        manifest: of the view.
-        origin: of the shard.
-        stop: one past its last sample. Before the dataset grew from there or beyond, the manifest
-            named other data.
+        ours: the origin of the manifest.
+        theirs: the origin of the shard.
+        earlier_data: what the manifest named as its data before the dataset grew beyond the shard.
     """
-    ours = manifest.origin
     pairs = {
-        part: (origin.get(part, "(none)"), ours.get(part, "(none)")) for part in {**ours, **origin}
+        part: (theirs.get(part, "(none)"), ours.get(part, "(none)")) for part in {**ours, **theirs}
     }
     found = {part: pair for part, pair in pairs.items() if pair[0] != pair[1]}
-    earlier = [data for length, data in manifest.earlier_data.items() if stop <= int(length)]
-    if found.keys() == {DATA} and origin.get(DATA) in earlier:
+    if found.keys() == {DATA} and theirs.get(DATA) in earlier_data:
         return {}
     return found
 

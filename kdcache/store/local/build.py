@@ -24,10 +24,10 @@ import xxhash
 
 from kdcache.columns import Array, Per
 from kdcache.errors import CacheError
-from kdcache.store.cache import View
 from kdcache.store.format.files import fsync_tree, write_json
 from kdcache.store.local.locks import FileLock
 from kdcache.store.local.records import RecordTypes, RecordWriter, Tables
+from kdcache.store.view import View
 
 META_FILE = "copy.json"
 _LOCK_FILE = "lock"

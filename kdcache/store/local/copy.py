@@ -16,13 +16,13 @@ import numpy as np
 from kdcache.columns import NUM_POSITIONS, Array, Per
 from kdcache.errors import CacheCorruptedError, CacheError, UsageError
 from kdcache.paths import local_path
-from kdcache.store.cache import View
 from kdcache.store.format.fields import Fields
 from kdcache.store.format.files import FULL, is_as_written, read_json, size_of
 from kdcache.store.format.manifest import Manifest
 from kdcache.store.local.build import META_FILE, Progress, build, file_crc, fill
 from kdcache.store.local.locks import taking_turns
 from kdcache.store.local.records import TABLES, RecordTypes, Tables, take_records
+from kdcache.store.view import View
 
 IN_MEMORY_BYTES = 64 << 20
 """Copies up to this size are decoded into memory and leave nothing on disk."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from kdcache.train.module import StudentModule
 from kdcache.train.results.output import CHECKPOINTS_FOLDER, LAST_CHECKPOINT
 from kdcache.weights import refused_in
 
@@ -22,14 +21,15 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / CHECKPOINTS_FOLDER / LAST_CHECKPOINT
 
 
-def checkpoints(module: StudentModule, folder: Path) -> list[Callback]:
-    """The best three by what the module monitors, and the state after the last epoch.
+def checkpoints(folder: Path, *, monitor: tuple[str, str], has_validation: bool) -> list[Callback]:
+    """The best three by what is monitored, and the state after the last epoch.
 
     Args:
-        module: says what it monitors.
         folder: of the run.
+        monitor: (logged name, "min" or "max") of what tells a better one.
+        has_validation: whether it is known after a validation only, or after every epoch.
     """
-    name, mode = module.monitor
+    name, mode = monitor
     best = ModelCheckpoint(
         dirpath=folder / CHECKPOINTS_FOLDER,
         filename="best-epoch-{epoch:03d}-step-{step}",
@@ -37,7 +37,7 @@ def checkpoints(module: StudentModule, folder: Path) -> list[Callback]:
         monitor=name,
         mode=mode,
         save_top_k=_BEST,
-        save_on_train_epoch_end=not module.has_validation,
+        save_on_train_epoch_end=not has_validation,
     )
     return [best, _Last(folder / CHECKPOINTS_FOLDER)]
 

@@ -152,30 +152,35 @@ class StepParts(NamedTuple):
     ranks: int
 
 
-def aligned_progress(
-    loops: dict[str, Any], parts: StepParts, *, before: StepParts, is_ordered: bool
+def align(
+    loops: dict[str, Any],
+    parts: StepParts,
+    *,
+    before: Mapping[str, Any] | None,
+    is_ordered: bool,
 ) -> None:
     """Change Lightning's progress so that training goes on where it can.
 
     Args:
         loops: of a checkpoint, ``checkpoint["loops"]["fit_loop"]``; changed in place.
         parts: of a step from here on.
-        before: of a step of the training that wrote the checkpoint.
+        before: of a step of the training that wrote the checkpoint, where it says so.
         is_ordered: whether kdcache orders the samples.
     """
     try:
+        earlier = parts if before is None else StepParts(**before)
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
         current = batches["current"]
         is_within = epochs["current"]["processed"] < epochs["current"]["started"]
         is_within = is_within and not batches["is_last_batch"]
         if not is_within:
-            if before != parts:
-                log.warning("from here on steps are of another size: %s", _change(before, parts))
+            if earlier != parts:
+                log.warning("from here on steps are of another size: %s", _change(earlier, parts))
             return
         if not is_ordered:
             reason = "Which samples were left only its sampler or stream knows"
-        elif before != parts:
-            reason = f"Its {_change(before, parts)}"
+        elif earlier != parts:
+            reason = f"Its {_change(earlier, parts)}"
         else:
             reason = ""
         if reason:

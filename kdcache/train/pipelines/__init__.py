@@ -1,4 +1,10 @@
-"""Inference pipelines: how a student is scored on a whole validation set."""
+"""Inference pipelines: how a student is scored on a whole validation set.
+
+``protocol`` says what a pipeline is, ``named`` has the built-in ones by name. ``accuracy`` is on
+labels, ``error_rates`` on texts (``ctc`` reads them out of logits), ``distance`` on the teacher's
+targets. ``built_in`` is what these share: one of ``passes`` over the set feeds any number of
+metrics, ``label_scores`` among them.
+"""
 
 from kdcache.train.pipelines.accuracy import AccuracyPipeline, PerplexityPipeline
 from kdcache.train.pipelines.ctc import Characters, GreedyCtc

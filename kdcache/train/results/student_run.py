@@ -10,7 +10,7 @@ from typing import Any
 from kdcache.tables import columns_of_terminal
 from kdcache.train.pipelines.protocol import RESULT
 from kdcache.train.results.output import PRETRAINED_FOLDER
-from kdcache.train.results.report import run_text
+from kdcache.train.results.report import loss_table, score_table
 from kdcache.train.step.diagnostics import DIFFERENCES
 
 
@@ -67,7 +67,20 @@ class StudentRun:
         Args:
             width: characters of a line; the terminal's if None.
         """
-        return run_text(self, columns_of_terminal() if width is None else width)
+        columns = columns_of_terminal() if width is None else width
+        parts: list[str] = []
+        if self.scores:
+            parts += [score_table(self.scores, self.lower_bounds, self.parts, columns), ""]
+        if self.losses:
+            parts += [loss_table(self.losses, columns), ""]
+        parts += [
+            f"student       {self.student}",
+            *([f"pretrained    {self.pretrained}"] if self.pretrained else []),
+            f"trained       {_counted(self.epochs, 'epoch')}, {_counted(self.steps, 'step')}",
+            f"cache digest  {self.digest}",
+            f"time          {self.seconds:.1f} s",
+        ]
+        return "\n".join(parts)
 
     @property
     def losses(self) -> dict[str, float]:
@@ -91,3 +104,7 @@ class StudentRun:
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
         }
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -13,7 +13,6 @@ import kdcache
 from kdcache import CachedDataset, CachedStream
 from kdcache.errors import AlignmentError, CacheIncompleteError, DataError, SampleError
 from kdcache.store import open_cache
-from kdcache.store.inspection import inspect_cache
 from kdcache.store.report import report_text
 from kdcache.tools.verify import verify_cache
 from tests.data import toys
@@ -115,7 +114,7 @@ class TestResume:
         assert not broken["train"].is_complete
         with pytest.raises(CacheIncompleteError, match="the end of the stream was not reached"):
             CachedStream(Stream(), cache)
-        assert "40 of a stream" in report_text(inspect_cache(cache), 80)
+        assert "40 of a stream" in report_text(open_cache(cache).inspect(), 80)
         assert verify_cache(cache).problems == ("train: the end of the stream was not reached",)
 
     def test_with_another_order_is_refused(self, broken, cache):

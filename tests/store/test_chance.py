@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from kdcache.chance import chance_remark
+from kdcache.store.chance import chance_remark
 
 
 def of(num_classes, labelled, accuracy, entropy=0.5, positions=None, shards=3):
