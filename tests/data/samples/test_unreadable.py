@@ -129,7 +129,7 @@ class TestDump:
 
     def test_on_the_command_line(self, cache, tmp_path, monkeypatch, capsys):
         (tmp_path / "photo_data.py").write_text(
-            "from tests.data import test_unreadable as t\n"
+            "from tests.data.samples import test_unreadable as t\n"
             "from tests.data import toys\n"
             "class Data:\n"
             "    def train_dataloader(self):\n"

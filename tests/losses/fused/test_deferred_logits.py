@@ -8,8 +8,8 @@ from torch import nn
 
 from kdcache.errors import DataError
 from kdcache.losses import fused_losses
-from kdcache.losses.fused.one_pass import heads
-from kdcache.losses.fused.one_pass import one_pass as fused
+from kdcache.losses.fused import heads
+from kdcache.losses.fused import one_pass as fused
 from kdcache.outputs import DeferredLogits
 from tests.losses.fused.fused_cases import (
     NAMES,

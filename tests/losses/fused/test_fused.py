@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from kdcache.errors import DataError, UnsupportedTargetsError, UsageError
 from kdcache.losses import fused_losses, kd_loss, student_loss
-from kdcache.losses.fused.one_pass import heads
-from kdcache.losses.fused.one_pass import one_pass as fused
+from kdcache.losses.fused import heads
+from kdcache.losses.fused import one_pass as fused
 from kdcache.targets import SoftTargets
 from tests.losses.fused.fused_cases import (
     NAMES,
