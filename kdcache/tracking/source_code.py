@@ -11,11 +11,13 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
+import kdcache
+
 EXPERIMENT_FILE = "experiment.yaml"
 """In a run's folder: the text of what the command line was given."""
 
 _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(kdcache.__file__).resolve().parent
 
 
 def source_files(texts: Iterable[str]) -> dict[str, Path]:

@@ -16,6 +16,7 @@ import torch
 from lightning_fabric.utilities.types import Optimizable
 from torch import nn
 
+import kdcache
 from kdcache.errors import KdcacheError, UsageError, origin, suggest
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -127,7 +128,7 @@ def name_of(make: object) -> str:
     return str(own or type(make).__qualname__)
 
 
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = str(Path(kdcache.__file__).parent)
 _GIVEN = {
     "optimizer": "parameters: Adam(parameters, lr=1e-3)",
     "scheduler": "optimizer: StepLR(optimizer, step_size=10)",
