@@ -185,6 +185,7 @@ def upward_inside(sources: Sources) -> list[str]:
 def circles(sources: Sources) -> list[str]:
     """Files that import each other, directly or through others."""
     files = {_module_of(path): path for path in sources}
+    files.pop("kdcache", None)  # which only names what is public, and loads it when it is used
     below = {
         module: {found for _, name in imports(sources[path]) if (found := _imported(name, files))}
         for module, path in files.items()
