@@ -26,19 +26,21 @@ class DumpSection:
 
     Attributes:
         devices: processes to start on this machine, one teacher each.
-        part: this job's share, such as 3/16 (from 0), where independent jobs fill one cache.
-        ranks_per_replica: ranks of torchrun or SLURM that hold one teacher together (FSDP).
+        part: this job's share, such as 3/16 (counted from 0), if independent jobs fill one cache.
+        ranks_per_replica: ranks of torchrun or SLURM that share one sharded teacher (FSDP).
         accelerator: auto, cpu, cuda or another of Lightning's.
         precision: 32-true, bf16-mixed, 16-mixed or another of Lightning's; 32 and 16 for short.
-        key: index, content, or field:<path>: what joins samples and targets.
-        fingerprint: what of a sample counts as seen: inputs, sample, field:<path>, tokens:<path>
-            (token ids, alike as list, array or tensor of any integer type), or the class path of
-            a function of a sample.
-        samples_per_shard: unit of work and loss; chosen from size and count if null.
-        pilot: measure a few samples before the first shard: what the codec costs, and how far
-            targets depend on the batch.
-        extend: dump what a dataset has gained at its end since the cache was made.
-        grace_s: seconds after SIGTERM in which the shard in hand is finished, where it can be.
+        key: what connects a sample with its targets: index (its number), content (a hash of it),
+            or field:<path> (an identifier in the sample).
+        fingerprint: what of a sample is compared between dump and training: inputs of the model,
+            sample (all of it), field:<path>, tokens:<path> (token ids; list, array and tensor of
+            any integer type are the same), or the class path of a function of a sample.
+        samples_per_shard: samples that are written, or lost in a crash, together; chosen from
+            size and number of samples if null.
+        pilot: measure a few samples before the first shard: how exact the stored targets are, and
+            how far a sample's targets depend on the others in its batch.
+        extend: also dump samples that were added at the dataset's end since the cache was made.
+        grace_s: seconds after SIGTERM in which the current shard may still be finished.
     """
 
     devices: int = 1
@@ -61,10 +63,10 @@ class DistillSection:
     Attributes:
         temperature: T > 0 of the losses on soft targets.
         losses: loss name -> coefficient.
-        reduction: how divergences are averaged, position_mean: over valid positions; or
-            per_sample_sum: over samples, each the sum of its valid positions.
-        head: logits, or hidden: losses begin with the student's last hidden states and its output
-            layer, so that all logits of a batch never exist at once.
+        reduction: how divergences are averaged: position_mean, over the positions that count; or
+            per_sample_sum, summed over the positions of each sample, then averaged over samples.
+        head: logits; or hidden: losses are computed from the student's last hidden states and its
+            output layer, so that the logits of a whole batch never exist at once.
     """
 
     temperature: float = 1.0
@@ -80,9 +82,10 @@ class DumpExperiment:
     Attributes:
         cache: folder of the teacher cache.
         data: class_path and init_args of an object with training and validation loaders.
-        teacher: class_path and init_args of the teacher; perhaps weights: a safetensors file, or
-            a PyTorch file that holds nothing but weights.
-        batch: which leaves are inputs, labels and mask; inferred if null.
+        teacher: class_path and init_args of the teacher, and weights if they are in a file:
+            safetensors, or a PyTorch file that holds nothing but weights.
+        batch: which entries of a batch are inputs, labels and mask; found by their names, places
+            and types if null.
         targets: codec and its settings.
         progress: show a bar on a terminal.
 
@@ -105,27 +108,30 @@ class StudentExperiment:
     Attributes:
         cache: folder of the teacher cache.
         data: class_path and init_args of an object with training and validation loaders.
-        student: class_path and init_args of the student; perhaps weights, a file to begin with.
-        batch: which leaves are inputs, labels and mask; inferred if null.
-        targets: only a class path in ``codec`` is read: a codec of your own is never imported
-            because a cache names it, but because you do.
-        dump: only a class path in ``fingerprint`` is read, for the same reason.
+        student: class_path and init_args of the student, and weights if it begins with those of a
+            file.
+        batch: which entries of a batch are inputs, labels and mask; found by their names, places
+            and types if null.
+        targets: of the dump. Only a class path in ``codec`` is read here: code is imported because
+            you name it, never because a cache does.
+        dump: of the dump. Only a class path in ``fingerprint`` is read here, for the same reason.
         optimizer: class_path and init_args; the class path may be one of the names adam, sgd,
             adam_wav2vec2.0, adam_distilBert, adamW_distilBert; Adam with lr 1e-3 if null.
-        scheduler: class_path and init_args, and interval, epoch (if left out) or step: how often
-            it is stepped; the class path may be linear_decay_with_warm_up or cosine_anneal.
+        scheduler: class_path and init_args, and interval: how often the learning rate changes,
+            epoch (if left out) or step; the class path may be one of the names
+            linear_decay_with_warm_up, cosine_anneal.
         pipelines: validation set -> class_path and init_args of its inference pipeline, or one of
             the names accuracy (if left out), top_5, perplexity, word_error_rate,
             character_error_rate.
-        monitor: what tells the best checkpoints, train_<loss> or <set>_inference_result; the first
-            validation set's result if null.
+        monitor: the number that decides about the best checkpoints, train_<loss> or
+            <set>_inference_result; the score of the first validation set if null.
         trainer: arguments of Lightning's Trainer, such as max_epochs, devices, precision.
-        output: a new or empty folder; numbered beside the cache if null.
-        resume: a checkpoint of an earlier run, or its folder, to go on from; in that folder where
-            the run did not end, and output is null or that folder.
+        output: a new or empty folder; a numbered one beside the cache if null.
+        resume: the folder of an earlier run, or one of its checkpoints, to go on from. A run that
+            did not end goes on in its own folder, unless output names another one.
         local_copy: folder of the local copy of the cache; the machine's default if null.
-        allow_mismatch: train although samples differ from what the teacher saw.
-        seed: of everything random, the student's first weights included.
+        allow_mismatch: train even though samples differ from what the teacher saw.
+        seed: of everything random, including the student's first weights.
         progress: show a bar on a terminal.
 
     ``distill`` says what the student learns from, ``tracking`` where the run is logged.

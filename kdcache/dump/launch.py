@@ -133,7 +133,7 @@ def run_on_devices(
 def _ended_with_us(processes: Sequence[SpawnProcess]) -> Iterator[None]:
     """On Ctrl-C, leave no process behind, also where the signal was sent to this one only.
 
-    They finish the shard in hand, as after SIGTERM; a second Ctrl-C ends them at once.
+    They finish the current shard, as after SIGTERM; a second Ctrl-C ends them at once.
     """
     try:
         yield

@@ -70,7 +70,7 @@ def dump_teacher(
             stream (IterableDataset) needs a key other than its number.
         cache: folder of the teacher cache; made if it is missing.
         codec: how logits are stored; ``DenseCodec()`` (float16 and offset) if None.
-        batch: which leaves of a batch are inputs, labels and mask, and ``class_dim``; a mapping
+        batch: which entries of a batch are inputs, labels and mask, and ``class_dim``; a mapping
             as in the experiment file's ``batch:``, or None where it can be inferred.
         class_names: in class order; compared with the student's before training. So is the
             vocabulary of a ``tokenizer`` that the data, its dataset or collate function has.
@@ -78,7 +78,7 @@ def dump_teacher(
         fingerprint: ``inputs``, ``sample``, ``field:<path>`` (such as raw bytes),
             ``tokens:<path>`` (token ids, alike as list, array or tensor of any integer type), or
             a function from a sample to what counts as seen.
-        samples_per_shard: unit of work and loss; chosen from size and count if None.
+        samples_per_shard: samples written, or lost in a crash, together; chosen if None.
         pilot: measure a few samples before the first shard: what the codec costs, and how far
             targets depend on the batch. The numbers stand in the cache.
         extend: dump what the datasets have gained at their ends since the cache was made.
@@ -93,7 +93,7 @@ def dump_teacher(
         accelerator: ``auto``, ``cpu``, ``cuda``, ...
         precision: Fabric's names: ``32-true``, ``bf16-mixed``, ``16-mixed``, ... or the short ones,
             such as 32 and 16.
-        grace_s: seconds after SIGTERM in which the shard in hand is finished, where it can be.
+        grace_s: seconds after SIGTERM in which the current shard is finished, where it can be.
         progress: show a bar where standard error is a terminal.
         verbose: print what the cache holds at the end, where standard output is a terminal or a
             notebook.

@@ -96,7 +96,7 @@ def import_logprobs(
         teacher: which model it was, in your words; stands in the cache.
         tokenizer: with ``get_vocab()``; its digest stands in the cache, and a student with
             another vocabulary is refused.
-        samples_per_shard: unit of work and loss; chosen from size and count if None.
+        samples_per_shard: samples written, or lost in a crash, together; chosen if None.
         progress: called with (split, shards done, shards in all).
 
     Returns:

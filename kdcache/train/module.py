@@ -68,7 +68,7 @@ class StudentModule(pl.LightningModule):
             it is put into training mode.
         losses: loss name -> coefficient; see :class:`kdcache.losses.Objective`.
         temperature: T > 0 of the losses on soft targets.
-        batch: which leaves of the user's batch are the student's inputs, labels and mask.
+        batch: which entries of a batch are the student's inputs, labels and mask.
         reduction: how divergences are averaged, over positions or per sample; see
             :data:`kdcache.losses.evaluation.Reduction`.
         optimizer: from parameters to an optimiser; or a name, see
@@ -275,7 +275,7 @@ class StudentModule(pl.LightningModule):
         )
 
     def _is_logged(self) -> bool:
-        """Whether values of the step in hand reach a logger."""
+        """Whether values of the current step reach a logger."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
 

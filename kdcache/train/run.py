@@ -97,7 +97,7 @@ def train_student(
             they were dumped.
         losses: loss name -> coefficient, ``{"kd_loss": 1.0}`` if None.
         temperature: T > 0.
-        batch: which leaves are inputs, labels and mask; inferred if None.
+        batch: which entries of a batch are inputs, labels and mask; inferred if None.
         reduction: ``position_mean``: divergences are means over valid positions; or
             ``per_sample_sum``: sums over them, means over samples.
         optimizer: from parameters to an optimiser; or a name, such as ``adam_wav2vec2.0``; Adam if
@@ -127,7 +127,7 @@ def train_student(
         resume: a checkpoint of an earlier run, or that run's folder: training goes on from there;
             in its folder, where that run did not end, and ``output`` is None or that folder. It
             ends with the weights of an uninterrupted training on a CPU, where the loader shuffles
-            all samples or none; other samplers, and streams, begin the epoch in hand again. Not
+            all samples or none; other samplers, and streams, begin the current epoch again. Not
             quite, and said so: from a checkpoint within an accumulated step, and with
             ReduceLROnPlateau.
         experiment: text of an experiment file that says all this, kept as ``experiment.yaml``.

@@ -66,7 +66,7 @@ def step_counts(batches: Sequence[JoinedBatch], batch: Any = None) -> StepCounts
 
     Args:
         batches: the joined micro-batches of the step, on the CPU.
-        batch: which leaves are inputs, labels and mask; as in the experiment file.
+        batch: which entries of a batch are inputs, labels and mask; as in the experiment file.
     """
     mapping = parse_mapping(batch, "student").for_joining()
     counts = [batch_counts(mapping, one) for one in batches]

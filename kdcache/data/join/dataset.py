@@ -82,7 +82,7 @@ class Join(ABC):
         dataset: the user's.
         cache: path of the teacher cache; or the cache, or a view of it, opened.
         split: which split of the cache (ignored for a view).
-        batch: which leaves are inputs, labels and mask; as in the experiment file.
+        batch: which entries of a batch are inputs, labels and mask; as in the experiment file.
         collate_fn: the user's collate function; PyTorch's default if None.
         local_copy: folder of the local copy; the machine's default if None.
         codecs: class paths of codecs of your own that the cache may name.

@@ -1,4 +1,4 @@
-"""SIGTERM as a request: finish the shard in hand, commit what is queued, and say how to go on.
+"""SIGTERM as a request: finish the current shard, commit what is queued, and say how to go on.
 
 Ctrl-C ends a dump at once, and says how to go on as well.
 
@@ -41,10 +41,10 @@ class Stopped(BaseException):
 class Preemption:
     """Turns SIGTERM into PreemptedError; a context manager around everything a process dumps.
 
-    Where nothing is in hand (the teacher is being built, data looked at) the first SIGTERM ends
+    Where no shard is under way (the teacher is being built, data looked at) the first SIGTERM ends
     the block at once. Within :meth:`in_hand` it is only noted, for the loop to ask
     :meth:`stops`. A second one ends the process at once, as if nothing were installed here;
-    that can cost the shard in hand and nothing else.
+    that can cost the current shard and nothing else.
 
     Args:
         cache: folder of the cache, for the message.
@@ -146,7 +146,7 @@ class Preemption:
         if begins_shard or now + left_s > self._noted_at + grace_s * (1 - _FOR_WRITING):
             return True
         if not self._is_told:
-            log.info("SIGTERM: the shard in hand is finished first, in about %.1f s", left_s)
+            log.info("SIGTERM: the current shard is finished first, in about %.1f s", left_s)
         self._is_told = True
         return False
 
@@ -186,7 +186,7 @@ def out_of_reach(init: Callable[[int], object] | None) -> Callable[[int], None]:
     """A ``worker_init_fn`` for a DataLoader whose workers a signal to our group does not end.
 
     ``timeout``, a shell and some schedulers signal the whole process group; the workers must live
-    on until the shard in hand is finished. They end with their loader, as ever, and a few seconds
+    on until the current shard is finished. They end with their loader, as ever, and a few seconds
     after this process where that is killed.
 
     Args:

@@ -3,7 +3,7 @@
 Between epochs, and within one where kdcache orders the samples
 (:mod:`kdcache.data.samples.order`), an interrupted and resumed training ends with the weights of
 an uninterrupted one. Where another sampler or a stream decides what comes next, or other ranks
-share it, the epoch in hand is begun again.
+share it, the current epoch is begun again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SIGTERM as a request: the step in hand is finished and saved, then the training ends as ours.
+"""SIGTERM as a request: the current step is finished and saved, then the training ends as ours.
 
 Lightning's own handler broadcasts to other processes from within the handler: where another
 collective is under way, all of them wait for ever. Ours only takes a note. Whoever else handled

@@ -1,4 +1,4 @@
-"""SIGTERM: what is in hand is finished and committed, and the same command goes on."""
+"""SIGTERM: the current shard is finished and committed, and the same command goes on."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_a_dump_that_is_signalled(server, tmp_path, whole, case):
         assert "Run the same command again" in paragraph
     else:
         assert ending.code == 0, ending.text
-    assert ("the shard in hand is finished first" in " ".join(said)) is finishes
+    assert ("the current shard is finished first" in " ".join(said)) is finishes
     assert "Traceback" not in ending.text
     assert "worker" not in ending.text
 

@@ -74,7 +74,7 @@ def test_sigterm_is_passed_on_and_waited_for(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
     view = open_cache(tmp_path / "c")["train"]
     assert set(view.pending) >= {7, 9, 11}
-    assert not set(view.pending) & {1, 3, 5}, "the shard in hand was not finished"
+    assert not set(view.pending) & {1, 3, 5}, "the current shard was not finished"
     attempts = {path.name[:12] for path in view.folder.glob("shard-*")}
     assert len(attempts) == 12 - len(view.pending), "begun, not finished"
 

@@ -1,4 +1,4 @@
-"""SIGTERM in stage two: after the step in hand, with our error, and what was saved stays."""
+"""SIGTERM in stage two: after the current step, with our error, and what was saved stays."""
 
 from __future__ import annotations
 
