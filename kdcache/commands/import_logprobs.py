@@ -98,5 +98,10 @@ def _parser() -> Parser:
     )
     add("--dtype", default="float16", help="of log-probabilities: float16 (default) or float32")
     add("--teacher", default="", metavar="TEXT", help="which model it was; stands in the cache")
-    add("--samples_per_shard", type=int, metavar="N", help="samples written together; chosen if not given")
+    add(
+        "--samples_per_shard",
+        type=int,
+        metavar="N",
+        help="samples written together; chosen if not given",
+    )
     return parser

@@ -1,0 +1,47 @@
+"""Which files of the repository are pages of the site: a hook of MkDocs, see .mkdocs.yml.
+
+A page stands in the site where it stands in the repository, so relative links need no change. Files
+that a page links to (an experiment, a script, the licence) come along as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "docs/*.md",
+    "examples/*/README.md",
+    "kdcache/store/FORMAT.md",
+)
+_LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Replace what MkDocs found in docs/ by the pages of the whole repository."""
+    del files  # all of it is found again below, at its place in the repository
+    pages = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
+    found = dict.fromkeys([*pages, *(file for page in pages for file in linked(page))])
+    return Files([_file(path, config) for path in found])
+
+
+def linked(page: Path) -> list[Path]:
+    """Files of the repository that a page links to; what is not there is left to the build."""
+    targets = _LINK.findall(page.read_text(encoding="utf-8"))
+    paths = [(page.parent / target).resolve() for target in targets if "://" not in target]
+    return [path for path in paths if path.is_file() and path.is_relative_to(ROOT)]
+
+
+def _file(path: Path, config: MkDocsConfig) -> File:
+    return File(
+        path.relative_to(ROOT).as_posix(),
+        src_dir=str(ROOT),
+        dest_dir=config.site_dir,
+        use_directory_urls=config.use_directory_urls,
+    )
