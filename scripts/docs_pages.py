@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
@@ -20,6 +21,7 @@ PAGES = (
     "examples/*/README.md",
     "kdcache/store/FORMAT.md",
 )
+_ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<code>~?([\w.]+)</code>")
 _LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
 
 
@@ -45,3 +47,18 @@ def _file(path: Path, config: MkDocsConfig) -> File:
         dest_dir=config.site_dir,
         use_directory_urls=config.use_directory_urls,
     )
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Docstrings name other objects in Sphinx's way: a link where the object is on the page."""
+    del page, config, files
+    places = {
+        place.rpartition(".")[2]: place for place in re.findall(r'id="(kdcache[\w.]*)"', html)
+    }
+
+    def linked_name(found: re.Match[str]) -> str:
+        name = found[1].rpartition(".")[2]
+        code = f"<code>{name}</code>"
+        return f'<a href="#{places[name]}">{code}</a>' if name in places else code
+
+    return _ROLE.sub(linked_name, html)

@@ -43,8 +43,12 @@ class Way:
 
 
 WAYS = (
-    Way(title="labels, among all images", losses=LABELS_ONLY),
-    Way(title="labels, in full batches", losses=LABELS_ONLY, data={"only_labelled": True}),
+    Way(title="labels only, batches of all images", losses=LABELS_ONLY),
+    Way(
+        title="labels only, batches of labelled images",
+        losses=LABELS_ONLY,
+        data={"only_labelled": True},
+    ),
     Way(title="labels and the cached teacher", losses={"kd_loss": 0.9, "student_loss": 0.1}),
 )
 
