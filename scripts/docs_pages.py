@@ -27,10 +27,11 @@ _LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Replace what MkDocs found in docs/ by the pages of the whole repository."""
-    del files  # all of it is found again below, at its place in the repository
+    docs = Path(config.docs_dir)
+    theme = [file for file in files if not Path(file.abs_src_path or "").is_relative_to(docs)]
     pages = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
     found = dict.fromkeys([*pages, *(file for page in pages for file in linked(page))])
-    return Files([_file(path, config) for path in found])
+    return Files([*theme, *(_file(path, config) for path in found)])
 
 
 def linked(page: Path) -> list[Path]:
