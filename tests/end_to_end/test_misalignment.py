@@ -21,7 +21,7 @@ from misaligned import BATCH, NUM
 import kdcache
 from kdcache import CachedDataset
 from kdcache.cli import main
-from kdcache.data.join.dataset import probes
+from kdcache.data.join import probes
 from kdcache.data.join.probes import check_join
 from kdcache.errors import KdcacheError
 from kdcache.losses import kd_loss
