@@ -12,6 +12,9 @@ from pathlib import Path
 
 from kdcache.errors import UsageError
 
+PACKAGE = Path(__file__).resolve().parent
+"""Of kdcache's own files: what lies elsewhere is the user's, or a library's."""
+
 # Two letters or more: C:/x is a drive. One slash suffices, as pathlib folds two into one; schemes
 # of storage need none (s3:bucket), and fsspec chains them (simplecache::s3://bucket).
 _STORAGE = "s3|gs|gcs|az|abfss?|adl|hf|https?|s?ftp|ssh|hdfs|dbfs|oss|memory"

@@ -11,13 +11,12 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
-import kdcache
+from kdcache.paths import PACKAGE
 
 EXPERIMENT_FILE = "experiment.yaml"
 """In a run's folder: the text of what the command line was given."""
 
 _DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
-_PACKAGE = Path(kdcache.__file__).resolve().parent
 
 
 def source_files(texts: Iterable[str]) -> dict[str, Path]:
@@ -56,5 +55,5 @@ def _is_the_users(path: Path) -> bool:
     libraries |= {sysconfig.get_paths()[name] for name in ("purelib", "platlib")}
     is_library = any(path.is_relative_to(Path(folder).resolve()) for folder in libraries)
     is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-    is_ours = path.is_relative_to(_PACKAGE)
+    is_ours = path.is_relative_to(PACKAGE)
     return path.suffix == ".py" and path.is_file() and not (is_library or is_installed or is_ours)

@@ -9,15 +9,14 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.utilities.types import Optimizable
 from torch import nn
 
-import kdcache
 from kdcache.errors import KdcacheError, UsageError, origin, suggest
+from kdcache.paths import PACKAGE
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -112,7 +111,7 @@ def made_by(make: Callable[..., Any], given: Any, what: str, *more: Any, name: s
         named = name or name_of(make)
         of = "" if "<lambda>" in named else f" {named}"
         where = origin(error, skip=1)
-        at = "" if where.startswith(_PACKAGE) else f" at {where}"  # of the user's own function
+        at = "" if where.startswith(str(PACKAGE)) else f" at {where}"  # of the user's own function
         raise UsageError(
             f"the {what}{of} cannot be made: {type(error).__name__}{at}: "
             f"{' '.join(str(error).split())}. Correct its arguments ({what}.init_args in an "
@@ -128,7 +127,6 @@ def name_of(make: object) -> str:
     return str(own or type(make).__qualname__)
 
 
-_PACKAGE = str(Path(kdcache.__file__).parent)
 _GIVEN = {
     "optimizer": "parameters: Adam(parameters, lr=1e-3)",
     "scheduler": "optimizer: StepLR(optimizer, step_size=10)",
