@@ -25,11 +25,13 @@ import torch
 from rich.console import Console
 
 import kdcache
+from examples.demos import new_folder, positive
 from examples.digits.data import DigitsData
-from examples.digits.models import Student, Teacher, count_parameters
+from examples.digits.models import Student, Teacher
 from examples.digits.picture import draw
-from examples.digits.report import Row, Score, print_cache, print_students, write_results
+from examples.digits.report import Score, SizedRow, print_cache, print_students, write_results
 from examples.digits.train_teacher import train_teacher
+from examples.reports.results import count_parameters, versions
 
 WIDTHS = (8, 32)
 LABELS_PER_CLASS = 5
@@ -66,13 +68,6 @@ OBJECTIVES = (
         for temperature in (2.0, 4.0)
     ),
 )
-
-
-def positive(word: str) -> int:
-    """A whole number of at least 1; argparse names this function where it is not."""
-    if (number := int(word)) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not at least 1")
-    return number
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -155,7 +150,7 @@ def train_one(
 
 def train_students(
     cache: Path, folder: Path, *, num_seeds: int, epochs: int, console: Console
-) -> list[Row]:
+) -> list[SizedRow]:
     """Every width with every objective, with the same seeds."""
     kinds = list(itertools.product(WIDTHS, OBJECTIVES))
     rows = []
@@ -172,9 +167,9 @@ def train_students(
                 )
                 scores.append(score)
         rows.append(
-            Row(
+            SizedRow(
                 width=width,
-                targets=objective.name,
+                name=objective.name,
                 temperature=objective.temperature,
                 losses=objective.losses,
                 parameters=count_parameters(Student(width)),
@@ -184,15 +179,6 @@ def train_students(
         accuracies = "  ".join(f"{score.accuracy:.1%}" for score in scores)
         console.print(f"students  {title:<25}  {accuracies}")
     return rows
-
-
-def new_folder(parent: Path) -> Path:
-    """The next of ``run-001``, ``run-002`` ...: students of earlier runs are kept."""
-    taken = {folder.name for folder in parent.glob("run-*")}
-    numbered = (f"run-{number:03d}" for number in itertools.count(1))
-    folder = parent / next(name for name in numbered if name not in taken)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def run(options: argparse.Namespace) -> None:
@@ -220,11 +206,7 @@ def run(options: argparse.Namespace) -> None:
         "labels": LABELS_PER_CLASS * len(DigitsData.class_names),
         "epochs": options.epochs,
         "learning_rate": LEARNING_RATE,
-        "versions": {
-            "kdcache": kdcache.__version__,
-            "torch": torch.__version__,
-            "pytorch_lightning": pl.__version__,
-        },
+        "versions": versions(kdcache, torch, pl),
     }
     write_results(out / "results.json", teacher, rows, report, {**settings, "seconds": seconds})
     draw(out / "accuracy.png", teacher, rows, num_labels=settings["labels"])

@@ -57,10 +57,6 @@ class Student(nn.Module):
         return self.layers(images)
 
 
-def count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _convolution(before: int, after: int) -> list[nn.Module]:
     return [
         nn.Conv2d(before, after, 3, padding=1, bias=False),

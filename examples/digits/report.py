@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+
+from examples.reports.results import means, of_splits, write_json
+from examples.reports.rows import Row
+from examples.reports.tables import NO_DEVIATION, mean_and_deviation, students_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,57 +37,50 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """Students that differ in their seed alone."""
+class SizedRow(Row[Score]):
+    """Students of one width that differ in their seed alone.
+
+    Attributes:
+        width: of the student.
+        temperature: of the losses on the teacher's targets; None where there is none.
+        parameters: of the student.
+    """
 
     width: int
-    targets: str
     temperature: float | None
-    losses: Mapping[str, float]
     parameters: int
-    scores: tuple[Score, ...]
-
-    def mean(self, of: Callable[[Score], float]) -> float:
-        return statistics.mean(map(of, self.scores))
-
-    def deviation(self, of: Callable[[Score], float]) -> float | None:
-        """Sample standard deviation over seeds; None for a single one."""
-        return statistics.stdev(map(of, self.scores)) if len(self.scores) > 1 else None
 
 
-def print_students(console: Console, teacher: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    table = Table(
+def print_students(console: Console, teacher: Mapping[str, Any], rows: Sequence[SizedRow]) -> None:
+    table = students_table(
         title="Students from one teacher cache, on the test split",
-        title_justify="left",
         caption="accuracy: mean ± standard deviation over seeds "
         f"({len(rows[0].scores)}), which draw weights,\n"
         "order and known labels; then means. KL(teacher || student) is at T = 1.\n"
         "Targets 'teacher': the objective is "
         + " + ".join(f"{c:g} {name}" for name, c in rows[-1].losses.items())
         + ".",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-        collapse_padding=True,
+        names=("student", "targets"),
+        numbers=("T", "accuracy %", "KL, nats", "agreement %", "parameters", "s each"),
     )
-    table.add_column("student", no_wrap=True)
-    table.add_column("targets", no_wrap=True)
-    for name in ("T", "accuracy %", "KL, nats", "agreement %", "parameters", "s each"):
-        table.add_column(name, justify="right", no_wrap=True)
-    accuracy = f"{100 * teacher['accuracy']:.1f}      "  # where the students' means stand
-    table.add_row("teacher", "labels", "", accuracy, "", "", f"{teacher['parameters']:,}", "")
+    taught = f"{100 * teacher['accuracy']:.1f}{NO_DEVIATION}"
+    table.add_row("teacher", "labels", "", taught, "", "", f"{teacher['parameters']:,}", "")
     for before, row in zip([None, *rows], rows, strict=False):
         first = before is None or before.width != row.width
         if first:
             table.add_section()
+        mean = 100 * row.mean(lambda score: score.accuracy)
         deviation = row.deviation(lambda score: score.accuracy)
-        spread = "      " if deviation is None else f" ± {100 * deviation:>3.1f}"
+        accuracy = (
+            f"{mean:.1f}{NO_DEVIATION}"
+            if deviation is None
+            else mean_and_deviation(mean, 100 * deviation, digits=1)
+        )
         table.add_row(
             f"width {row.width}" if first else "",
             "labels" if row.temperature is None else "teacher",
             "" if row.temperature is None else f"{row.temperature:g}",
-            f"{100 * row.mean(lambda score: score.accuracy):.1f}{spread}",
+            accuracy,
             f"{row.mean(lambda score: score.teacher_kl):.3f}",
             f"{100 * row.mean(lambda score: score.teacher_agreement):.1f}",
             f"{row.parameters:,}",
@@ -110,27 +103,29 @@ def print_cache(console: Console, report: Mapping[str, Any]) -> None:
 def write_results(
     path: Path,
     teacher: Mapping[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[SizedRow],
     report: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> None:
     students = [
         {
-            **dataclasses.asdict(row),
-            "accuracy_mean": row.mean(lambda score: score.accuracy),
+            "width": row.width,
+            "targets": row.name,
+            "temperature": row.temperature,
+            "losses": row.losses,
+            "parameters": row.parameters,
+            "scores": [dataclasses.asdict(score) for score in row.scores],
+            **means(row, "accuracy"),
             "accuracy_standard_deviation": row.deviation(lambda score: score.accuracy),
-            "teacher_kl_mean": row.mean(lambda score: score.teacher_kl),
-            "teacher_agreement_mean": row.mean(lambda score: score.teacher_agreement),
-            "seconds_mean": row.mean(lambda score: score.seconds),
+            **means(row, "teacher_kl", "teacher_agreement", "seconds"),
         }
         for row in rows
     ]
     wanted = ("samples", "bytes", "bytes_per_sample", "column_bytes", "digest", "codec", "teacher")
-    splits = {name: {key: split[key] for key in wanted} for name, split in report["splits"].items()}
     results = {
         "teacher": dict(teacher),
         "students": students,
-        "cache": {"path": report["path"], "splits": splits},
+        "cache": {"path": report["path"], "splits": of_splits(report, wanted)},
         "settings": dict(settings),
     }
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(path, results)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import logging
 import sys
 import time
@@ -27,13 +26,12 @@ from rich.console import Console
 from safetensors.torch import load_model
 
 import kdcache
+from examples.demos import new_folder, positive
 from examples.language_model.data import TextData
-from examples.language_model.models import count_parameters
 from examples.language_model.perplexity import BATCH, AgainstDenseTargets
 from examples.language_model.picture import draw
 from examples.language_model.report import (
     Results,
-    Row,
     Score,
     Teacher,
     print_caches,
@@ -49,6 +47,8 @@ from examples.language_model.train_teacher import (
     make_tokenizer,
     train_teacher,
 )
+from examples.reports.results import count_parameters, versions
+from examples.reports.rows import Row
 from kdcache.codecs import Codec
 from kdcache.store import open_cache
 
@@ -77,13 +77,6 @@ WAYS = (
     Way(name=TOP_K, cache=TOP_K, losses=TAUGHT),
     Way(name=DENSE, cache=DENSE, losses=TAUGHT),
 )
-
-
-def positive(word: str) -> int:
-    """A whole number of at least 1; argparse names this function where it is not."""
-    if (number := int(word)) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not at least 1")
-    return number
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -198,7 +191,7 @@ class Demo:
             weights=str(run.student),
         )
 
-    def train_students(self, num_seeds: int) -> tuple[Row, ...]:
+    def train_students(self, num_seeds: int) -> tuple[Row[Score], ...]:
         """Every way with the same seeds."""
         folder, rows = new_folder(self.out / "students"), []
         for way in WAYS:
@@ -213,16 +206,7 @@ class Demo:
         return tuple(rows)
 
 
-def new_folder(parent: Path) -> Path:
-    """The next of ``run-001``, ``run-002`` ...: students of earlier runs are kept."""
-    taken = {folder.name for folder in parent.glob("run-*")}
-    numbered = (f"run-{number:03d}" for number in itertools.count(1))
-    folder = parent / next(name for name in numbered if name not in taken)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def collect(demo: Demo, rows: tuple[Row, ...], settings: dict[str, Any]) -> Results:
+def collect(demo: Demo, rows: tuple[Row[Score], ...], settings: dict[str, Any]) -> Results:
     """The rows with what the caches say of themselves and of the teacher."""
     caches = {name: open_cache(demo.cache(name)).inspect() for name in (TOP_K, DENSE)}
     taught = caches[DENSE]["splits"]["val"]["teacher"]
@@ -257,12 +241,7 @@ def run(options: argparse.Namespace) -> None:
         "epochs": learning.epochs,
         "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - started, 1),
-        "versions": {
-            "kdcache": kdcache.__version__,
-            "torch": torch.__version__,
-            "pytorch_lightning": pl.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(kdcache, torch, pl, transformers),
     }
     results = collect(demo, rows, settings)
     demo.say("")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from examples.language_model.tokenizer import END_ID
@@ -44,8 +43,3 @@ def gpt2(
         use_cache=False,
     )
     return GPT2LMHeadModel(config)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Weights of a model; those that serve twice count once."""
-    return sum(parameter.numel() for parameter in model.parameters())

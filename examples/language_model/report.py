@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+
+from examples.reports.results import means, of_splits, write_json
+from examples.reports.rows import Row
+from examples.reports.tables import (
+    NO_DEVIATION,
+    mean_and_deviation,
+    print_remarks,
+    students_table,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,28 +48,6 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """Students that differ in their seed alone.
-
-    Attributes:
-        name: what they learned from.
-        losses: loss name -> coefficient.
-        scores: one a seed, in the seeds' order.
-    """
-
-    name: str
-    losses: Mapping[str, float]
-    scores: tuple[Score, ...]
-
-    def mean(self, of: Callable[[Score], float]) -> float:
-        return statistics.mean(map(of, self.scores))
-
-    def deviation(self, of: Callable[[Score], float]) -> float | None:
-        """Sample standard deviation over seeds; None for a single one."""
-        return statistics.stdev(map(of, self.scores)) if len(self.scores) > 1 else None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Teacher:
     """The teacher on the validation text, from the dense cache's own statistics."""
 
@@ -91,7 +74,7 @@ class Results:
     tokens_per_word: float
     teacher: Teacher
     student_parameters: int
-    rows: tuple[Row, ...]
+    rows: tuple[Row[Score], ...]
     caches: Mapping[str, Mapping[str, Any]]
     settings: Mapping[str, Any]
 
@@ -99,7 +82,7 @@ class Results:
         """Perplexity a word, from nats per token."""
         return math.exp(cross_entropy * self.tokens_per_word)
 
-    def gain_kept(self, row: Row) -> float | None:
+    def gain_kept(self, row: Row[Score]) -> float | None:
         """Share of what dense targets gain over labels in KL, over paired seeds.
 
         1 for the dense row itself; None where dense targets gain nothing.
@@ -121,24 +104,17 @@ def short(number: float) -> str:
 
 def print_students(console: Console, results: Results) -> None:
     rows = results.rows
-    table = Table(
+    table = students_table(
         title="One teacher, run once: students on the validation text",
-        title_justify="left",
         caption="Perplexity a token: mean ± standard deviation over seeds "
         f"({len(rows[0].scores)}) of\nweights and order, the same for each row; then means.\n"
         "KL(teacher || student) at T = 1 over the whole vocabulary, nats a token;\n"
         "gain: in KL, where text is 0 and dense targets are 100.",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-        collapse_padding=True,
+        names=("learns from",),
+        numbers=("perplexity", "a word", "KL", "agree %", "gain %", "weights", "s each"),
     )
-    table.add_column("learns from", no_wrap=True)
-    for name in ("perplexity", "a word", "KL", "agree %", "gain %", "weights", "s each"):
-        table.add_column(name, justify="right", no_wrap=True)
     taught = results.teacher.cross_entropy
-    pad = "" if len(rows[0].scores) == 1 else "      "  # where the students' means stand
+    pad = "" if len(rows[0].scores) == 1 else NO_DEVIATION
     table.add_row(
         "(teacher) text",
         f"{math.exp(taught):.1f}{pad}",
@@ -148,12 +124,14 @@ def print_students(console: Console, results: Results) -> None:
     )
     table.add_section()
     for row in rows:
-        deviation = row.deviation(lambda score: score.perplexity)
-        spread = "" if deviation is None else f" ± {deviation:>3.1f}"
         kept = results.gain_kept(row)
         table.add_row(
             row.name,
-            f"{row.mean(lambda score: score.perplexity):.1f}{spread}",
+            mean_and_deviation(
+                row.mean(lambda score: score.perplexity),
+                row.deviation(lambda score: score.perplexity),
+                digits=1,
+            ),
             short(row.mean(lambda score: results.word_perplexity(score.cross_entropy))),
             f"{row.mean(lambda score: score.teacher_kl):.4f}",
             f"{100 * row.mean(lambda score: score.teacher_agreement):.1f}",
@@ -172,8 +150,7 @@ def print_caches(console: Console, results: Results) -> None:
                 f"{found['positions']:,} tokens in {found['samples']:,} sequences",
                 soft_wrap=True,
             )
-    for remark in results.teacher.remarks:
-        console.print(f"remark: {remark}", soft_wrap=True)
+    print_remarks(console, results.teacher.remarks)
 
 
 def write_results(path: Path, results: Results) -> None:
@@ -181,25 +158,19 @@ def write_results(path: Path, results: Results) -> None:
     students = [
         {
             **dataclasses.asdict(row),
-            "perplexity_mean": row.mean(lambda score: score.perplexity),
+            **means(row, "perplexity"),
             "perplexity_standard_deviation": row.deviation(lambda score: score.perplexity),
             "word_perplexity_mean": row.mean(
                 lambda score: results.word_perplexity(score.cross_entropy)
             ),
-            "teacher_kl_mean": row.mean(lambda score: score.teacher_kl),
-            "teacher_agreement_mean": row.mean(lambda score: score.teacher_agreement),
+            **means(row, "teacher_kl", "teacher_agreement"),
             "gain_kept": results.gain_kept(row),
-            "seconds_mean": row.mean(lambda score: score.seconds),
+            **means(row, "seconds"),
         }
         for row in results.rows
     ]
     wanted = ("samples", "positions", "bytes", "bytes_per_position", "digest", "codec", "teacher")
-    caches = {
-        name: {
-            split: {key: found[key] for key in wanted} for split, found in report["splits"].items()
-        }
-        for name, report in results.caches.items()
-    }
+    caches = {name: of_splits(report, wanted) for name, report in results.caches.items()}
     found = {
         "text": results.source,
         "tokens_per_word": results.tokens_per_word,
@@ -208,4 +179,4 @@ def write_results(path: Path, results: Results) -> None:
         "caches": caches,
         "settings": dict(results.settings),
     }
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(path, found)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from transformers import GPT2LMHeadModel
 
+from examples.demos import Training
 from examples.language_model.models import gpt2
 
 
@@ -24,14 +25,6 @@ class Shape:
     def make(self) -> GPT2LMHeadModel:
         """The model, with random weights."""
         return gpt2(**asdict(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How long and how fast a model learns."""
-
-    epochs: int
-    learning_rate: float
 
 
 @dataclass(frozen=True, kw_only=True)

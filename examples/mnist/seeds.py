@@ -22,6 +22,8 @@ import torch
 import kdcache
 from examples.mnist.data import MnistData
 from examples.mnist.resnet import small_student
+from examples.reports.rows import deviation
+from examples.reports.tables import mean_and_deviation
 
 NUMBERS = {"accuracy": 100.0, "teacher_kl": 1.0, "teacher_agreement": 100.0}  # and their factors
 LABELS_ONLY = {"student_loss": 1.0}
@@ -105,8 +107,8 @@ def table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 def _row(title: str, numbers: Mapping[str, Sequence[float]]) -> str:
     digits = {"accuracy": 2, "teacher_kl": 4, "teacher_agreement": 2}
     cells = [
-        f"{statistics.mean(numbers[name]):.{n}f} ± {statistics.stdev(numbers[name]):.{n}f}"
-        for name, n in digits.items()
+        mean_and_deviation(statistics.mean(values), deviation(values), digits=n)
+        for values, n in ((numbers[name], n) for name, n in digits.items())
     ]
     return f"| {title} | {' | '.join(cells)} |"
 

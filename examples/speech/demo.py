@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import itertools
 import logging
 import sys
 import time
@@ -28,9 +27,12 @@ import transformers
 from rich.console import Console
 
 import kdcache
+from examples.demos import new_folder, positive
+from examples.reports.results import count_parameters, versions
+from examples.reports.rows import Row
 from examples.speech.data import SpokenNumbers
-from examples.speech.models import Student, Teacher, count_parameters
-from examples.speech.report import Results, Row, Score, print_cache, print_students, write_results
+from examples.speech.models import Student, Teacher
+from examples.speech.report import Results, Score, print_cache, print_students, write_results
 from examples.speech.sizes import SIZES, Size
 from examples.speech.train_teacher import MAX_NORM, TEACHER, spoken_numbers, train_teacher
 from kdcache.store import open_cache
@@ -66,13 +68,6 @@ WAYS = (
     Way(name="teacher", losses={"kd_loss": 1.0}, all_sound=True),
     Way(name="both", losses={"kd_loss": 1.0, "student_loss": 0.1}, all_sound=True),
 )
-
-
-def positive(word: str) -> int:
-    """A whole number of at least 1; argparse names this function where it is not."""
-    if (number := int(word)) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not at least 1")
-    return number
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -182,7 +177,7 @@ class Demo:
         )
         return score, run.metrics["test_teacher_word_error_rate"]
 
-    def train_students(self, num_seeds: int) -> tuple[tuple[Row, ...], float]:
+    def train_students(self, num_seeds: int) -> tuple[tuple[Row[Score], ...], float]:
         """Every way with the same seeds; also the teacher's word error rate."""
         folder, rows, taught = new_folder(self.out / "students"), [], float("nan")
         for way in WAYS:
@@ -196,15 +191,6 @@ class Demo:
             rates = "  ".join(f"{100 * score.word_error_rate:.1f} %" for score in scores)
             self.say(f"students  from {way.name:<11} word errors {rates}")
         return tuple(rows), taught
-
-
-def new_folder(parent: Path) -> Path:
-    """The next of ``run-001``, ``run-002`` ...: students of earlier runs are kept."""
-    taken = {folder.name for folder in parent.glob("run-*")}
-    numbered = (f"run-{number:03d}" for number in itertools.count(1))
-    folder = parent / next(name for name in numbered if name not in taken)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def run(options: argparse.Namespace) -> None:
@@ -227,12 +213,7 @@ def run(options: argparse.Namespace) -> None:
         "labelled": size.labelled,
         "threads": torch.get_num_threads(),
         "seconds": round(time.monotonic() - started, 1),
-        "versions": {
-            "kdcache": kdcache.__version__,
-            "torch": torch.__version__,
-            "pytorch_lightning": pl.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(kdcache, torch, pl, transformers),
     }
     results = Results(
         teacher_word_error_rate=taught,

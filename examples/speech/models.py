@@ -239,8 +239,3 @@ def ctc_loss(logits: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         zero_infinity=True,
     )
     return torch.where(has_text, nats, 0.0).sum() / lengths.sum().clamp(min=1)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Weights of a model."""
-    return sum(parameter.numel() for parameter in model.parameters())

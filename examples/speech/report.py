@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import operator
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+
+from examples.reports.results import of_splits, write_json
+from examples.reports.rows import Row
+from examples.reports.tables import mean_and_deviation, print_remarks, students_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +40,6 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """Students that differ in their seed alone.
-
-    Attributes:
-        name: what they learned from.
-        losses: loss name -> coefficient.
-        scores: one a seed, in the seeds' order.
-    """
-
-    name: str
-    losses: Mapping[str, float]
-    scores: tuple[Score, ...]
-
-    def mean(self, of: Callable[[Score], float]) -> float:
-        return statistics.mean(map(of, self.scores))
-
-    def deviation(self, of: Callable[[Score], float]) -> float | None:
-        """Sample standard deviation over seeds; None for a single one."""
-        return statistics.stdev(map(of, self.scores)) if len(self.scores) > 1 else None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Results:
     """Everything that the demo found.
 
@@ -81,28 +59,21 @@ class Results:
     student_parameters: int
     num_labelled: int
     num_train: int
-    rows: tuple[Row, ...]
+    rows: tuple[Row[Score], ...]
     cache: Mapping[str, Any]
     settings: Mapping[str, Any]
 
 
 def print_students(console: Console, results: Results) -> None:
-    table = Table(
+    table = students_table(
         title="One teacher, run once: students on the test recordings",
-        title_justify="left",
         caption=f"{results.num_train:,} utterances, {results.num_labelled:,} of them with a "
         "transcript for students.\nErrors for 100 words; mean ± standard deviation over "
         f"{len(results.rows[0].scores)} seeds, the same in each row.\n"
         "KL(teacher || student) at T = 1, nats a frame.",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1),
-        collapse_padding=True,
+        names=("learns from",),
+        numbers=("errors %", "KL", "agree %", "weights", "s each"),
     )
-    table.add_column("learns from", no_wrap=True)
-    for name in ("errors %", "KL", "agree %", "weights", "s each"):
-        table.add_column(name, justify="right", no_wrap=True)
     table.add_row(
         "(teacher)",
         f"{100 * results.teacher_word_error_rate:.1f}",
@@ -122,10 +93,8 @@ def print_students(console: Console, results: Results) -> None:
     console.print(table)
 
 
-def _spread(row: Row, of: Callable[[Score], float], *, digits: int) -> str:
-    deviation = row.deviation(of)
-    mean = f"{row.mean(of):.{digits}f}"
-    return mean if deviation is None else f"{mean} ± {deviation:.{digits}f}"
+def _spread(row: Row[Score], of: Callable[[Score], float], *, digits: int) -> str:
+    return mean_and_deviation(row.mean(of), row.deviation(of), digits=digits)
 
 
 def print_cache(console: Console, results: Results) -> None:
@@ -137,8 +106,7 @@ def print_cache(console: Console, results: Results) -> None:
             f"{found['positions']:,} frames of {found['samples']:,} utterances{alone}",
             soft_wrap=True,
         )
-    for remark in results.cache["remarks"]:
-        console.print(f"remark: {remark}", soft_wrap=True)
+    print_remarks(console, results.cache["remarks"])
 
 
 def write_results(path: Path, results: Results) -> None:
@@ -151,10 +119,9 @@ def write_results(path: Path, results: Results) -> None:
             found |= {f"{name}_mean": row.mean(of), f"{name}_deviation": row.deviation(of)}
         students.append(found)
     wanted = ("samples", "positions", "bytes", "bytes_per_position", "digest", "codec", "pilot")
-    splits = results.cache["splits"].items()
     report = {
         **dataclasses.asdict(results),
         "rows": students,
-        "cache": {name: {key: found[key] for key in wanted} for name, found in splits},
+        "cache": of_splits(results.cache, wanted),
     }
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(path, report)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from transformers import Wav2Vec2ForCTC
 
+from examples.demos import Training
 from examples.speech.alphabet import DIGITS
 from examples.speech.models import Norm, wav2vec2
 
@@ -27,14 +28,6 @@ class Shape:
     def make(self) -> Wav2Vec2ForCTC:
         """The model, with random weights."""
         return wav2vec2(num_classes=len(DIGITS), **asdict(self))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How long and how fast a model learns."""
-
-    epochs: int
-    learning_rate: float
 
 
 @dataclass(frozen=True, kw_only=True)

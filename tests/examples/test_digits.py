@@ -18,7 +18,7 @@ import yaml
 
 from examples.digits import data as digits
 from examples.digits import demo, models
-from examples.digits.report import Row, Score
+from examples.reports.results import count_parameters
 from tests.hang import HANG_S
 
 EXAMPLE = Path(digits.__file__).parent
@@ -148,23 +148,6 @@ def test_impossible_numbers_of_labels_are_refused(per_class):
         digits.DigitsData(labels_per_class=per_class).train_dataloader()
 
 
-def test_spread_is_the_sample_standard_deviation():
-    scores = tuple(
-        Score(
-            seed=seed,
-            accuracy=accuracy,
-            teacher_kl=0.1,
-            teacher_agreement=0.9,
-            seconds=1.0,
-            weights="",
-        )
-        for seed, accuracy in enumerate((0.7, 0.8, 0.9))
-    )
-    row = Row(width=8, targets="", temperature=None, losses={}, parameters=1, scores=scores)
-    assert row.mean(lambda score: score.accuracy) == pytest.approx(0.8)
-    assert row.deviation(lambda score: score.accuracy) == pytest.approx(0.1)
-
-
 def test_experiment_file_says_what_the_demo_does():
     config = yaml.safe_load((EXAMPLE / "experiment.yaml").read_text())
     for section in ("data", "teacher", "student", "optimizer", "scheduler"):
@@ -177,4 +160,4 @@ def test_experiment_file_says_what_the_demo_does():
     epochs = demo.parse_arguments([]).epochs
     assert config["trainer"]["max_epochs"] == epochs
     assert config["scheduler"]["init_args"]["T_max"] == epochs
-    assert models.count_parameters(models.Student(**config["student"]["init_args"])) == 1898
+    assert count_parameters(models.Student(**config["student"]["init_args"])) == 1898

@@ -19,9 +19,10 @@ import yaml
 import kdcache
 from examples.language_model import demo, train_teacher
 from examples.language_model.data import TextData
-from examples.language_model.report import Results, Row, Score, Teacher
+from examples.language_model.report import Results, Score, Teacher
 from examples.language_model.schedule import share_of_peak
 from examples.language_model.sizes import SIZES
+from examples.reports.rows import Row
 from kdcache import cli
 from tests.examples.small_text import write_text
 
