@@ -101,6 +101,7 @@ DIVERGENCES: Mapping[str, Divergence] = {
         Divergence(  # Forward KL(P || Q).
             name="kd_loss",
             terms=lambda pair: pair.p_over_q,
+            # Q * dD/dQ, with dD/dQ = -P / Q.
             slope=lambda pair: -pair.p,
             temperature_exponent=2,
         ),
@@ -114,6 +115,8 @@ DIVERGENCES: Mapping[str, Divergence] = {
         Divergence(  # (KL(P || M) + KL(Q || M)) / 2.
             name="jensen_shannon",
             terms=lambda pair: (pair.p_over_m + pair.q_over_m) / 2,
+            # dD/dQ is log(Q / M) / 2 alone: its part through M, -(P + Q) / (4 * M) = -1 / 2,
+            # cancels the constant 1 / 2.
             slope=lambda pair: pair.q_over_m / 2,
             temperature_exponent=2,
         ),
@@ -167,6 +170,7 @@ def over_buckets(student_logits: Tensor, targets: TopKTargets, temperature: floa
 def dense_log_p(targets: DenseTargets, temperature: float, dtype: torch.dtype) -> Tensor:
     """The teacher at T over all classes, (P, C), no graph; an offset leaves it as it is."""
     values = targets.values.detach().to(dtype)
+    # Division by 1 would be a copy of (P, C) for nothing.
     return (values if temperature == 1 else values / temperature).log_softmax(dim=-1)
 
 

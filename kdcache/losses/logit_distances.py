@@ -20,6 +20,7 @@ def squared_error(student_logits: Tensor, targets: DenseTargets, _temperature: f
         targets: P positions of C classes; no gradient flows.
     """
     teacher_logits, masked = _teacher(targets, student_logits.dtype)
+    # A student that masks the same class has -inf there: it must not reach the square.
     difference = (student_logits - teacher_logits).masked_fill(masked, 0)
     num_classes = (~masked).sum(dim=-1).clamp(min=1)
     return difference.square().sum(dim=-1) / num_classes

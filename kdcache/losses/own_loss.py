@@ -53,6 +53,7 @@ def _check_signature(name: str, function: Callable[..., object]) -> None:
     except ValueError:  # some of those that are written in C say nothing about themselves
         return
     try:
+        # Bound, not counted: defaults, *args and callable objects are all fine.
         signature.bind("student_logits", "targets", "temperature")
     except TypeError as error:
         raise UsageError(

@@ -76,6 +76,7 @@ def chunk_losses(logits: Tensor, comparison: Comparison, *, gradient: bool) -> d
         UnsupportedTargetsError: T is not one that the targets were stored for.
     """
     first, *others = comparison.split()
+    # Before the first comparison, which overwrites the logits.
     copies = [logits.clone() for _ in others]
     values = _one_softmax(logits, first, gradient=gradient)
     for copy, other in zip(copies, others, strict=True):
@@ -111,6 +112,7 @@ class _Labels:
         labels = comparison.labels.unsqueeze(-1)
         is_label = labels != comparison.ignore_index
         return cls(
+            # gather and scatter take no -100; class 0 stands in for it, with the weight 0.
             index=labels.masked_fill(~is_label, 0),
             is_label=is_label,
             weight=is_label.to(dtype) * comparison.weights[STUDENT_LOSS],
@@ -137,6 +139,8 @@ def _over_classes(
     if labels is not None:
         values[STUDENT_LOSS] = labels.cross_entropy(pair.log_q.gather(-1, labels.index))
     if gradient:
+        # dD/dz = slope - q * sum(slope). The slope of cross entropy is -weight at the label and 0
+        # elsewhere: it joins the sum here, and the gradient in one place below.
         slope = _slope(pair, comparison)
         of_all = slope.sum(dim=-1, keepdim=True)
         if labels is not None:
@@ -161,12 +165,14 @@ def _over_buckets(
         if targets is None
         else targets.ids.long()
     )
+    # Kept classes and labels are read before -inf takes the kept ones out of the bucket.
     kept = logits.gather(-1, ids)
     at_label = None if labels is None else logits.gather(-1, labels.index)
     if ids.shape[-1]:
         logits.scatter_(-1, ids, -torch.inf)
     # Where no class is left the largest logit is -inf, and -inf - -inf NaN.
     top = logits.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
+    # The logits' own memory: what is left in it at the end is the gradient that the caller finds.
     exps = logits.sub_(top).exp_()
     mass = exps.sum(dim=-1, keepdim=True)
     # Relative to the largest logit of all: an offset common to them must not cost digits.

@@ -65,12 +65,15 @@ def through_logits(
     num_positions = num_rows if rows is None else len(rows)
     gradient = None
     if needs_gradient:
+        # Where rows are picked, the others keep a gradient of 0; otherwise every row is written.
         gradient = torch.empty_like(logits) if rows is None else torch.zeros_like(logits)
     for block in blocks(num_positions, num_classes, logits.device, "logits"):
         if rows is None and gradient is not None and logits.dtype == wide(logits.dtype):
+            # The gradient's memory holds the block of logits first: no further copy.
             overwrite(gradient[block].copy_(logits[block]), block)
             continue
         picked = logits[block] if rows is None else logits.index_select(0, rows[block])
+        # index_select has made a copy; a slice is the student's own memory, not to be overwritten.
         chunk = picked.to(wide(logits.dtype), copy=rows is None)
         overwrite(chunk, block)
         if gradient is not None:
@@ -131,6 +134,7 @@ def through_layer(
         states = hidden[block] if rows is None else hidden.index_select(0, rows[block])
         states = states.to(layer.dtype)
         chunk, bend = _cap(F.linear(states, weight, bias).to(summed), layer)
+        # The product wanted many positions at once; the losses want few, that stay in cache.
         for piece in blocks(len(chunk), len(weight), chunk.device, "logits"):
             overwrite(chunk[piece], slice(block.start + piece.start, block.start + piece.stop))
         if not any(needs_gradient):
@@ -159,6 +163,7 @@ def _cap(output: Tensor, layer: Layer) -> tuple[Tensor, Tensor | None]:
     if layer.softcap is None:
         return output, None
     output.div_(layer.softcap).tanh_()
+    # d (cap * tanh(x / cap)) / dx = 1 - tanh(x / cap)**2: the cap itself cancels.
     bend = 1 - output.square()
     return output.mul_(layer.softcap), bend
 
@@ -172,6 +177,7 @@ def _put(into: Tensor, rows: Tensor | None, block: slice, values: Tensor) -> Non
 
 def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
     """Add gradient.T @ states to a sum over blocks."""
+    # addmm_ makes no (C, D) on the way, but takes numbers of one dtype only.
     if total.dtype == gradient.dtype:
         total.addmm_(gradient.T, states)
     else:

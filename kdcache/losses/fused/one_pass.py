@@ -201,6 +201,7 @@ def _solve(
             values[row, block] = found[name]
 
     gradients: tuple[Tensor | None, ...]
+    # Losses stay in float32; what autocast asks of the layer's products is in layer.dtype.
     with autocast_off(tensors[0]):
         if layer is None:
             gradients = through_logits(
@@ -259,6 +260,7 @@ class _Fused(torch.autograd.Function):
 
 def _multiply(gradient: Tensor, factor: Tensor) -> Tensor:
     """Multiply in place, in float32: a loss scale of 65,536 is no float16, nor 1/3 a bfloat16."""
+    # total.backward() comes in with 1. On another device, looking would wait for it.
     if factor.device.type == "cpu" and float(factor) == 1:
         return gradient
     if gradient.dtype == wide(gradient.dtype):
