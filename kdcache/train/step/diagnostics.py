@@ -39,6 +39,7 @@ def differences(
     if not isinstance(targets, DenseTargets) or not output.num_rows:
         return {}
     squares, logits_seen, absolute = [], [], []
+    # Chunk by chunk, so that no float32 copy of all (P, C) logits is made only to be logged.
     for rows, logits in output.chunks(max(1, _CHUNK_NUMBERS // output.num_classes)):
         teacher = rows_of(targets, rows).logits() / temperature
         student = logits.float() / temperature

@@ -76,6 +76,7 @@ class FiniteObjective:
         notes, self._notes = self._notes, []
         if not notes:
             return None
+        # Stacked first: one copy from the device, whatever the number of notes.
         is_finite = torch.stack([note.total for note in notes]).isfinite().tolist()
         return next((note for note, fine in zip(notes, is_finite, strict=True) if not fine), None)
 

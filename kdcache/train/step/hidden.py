@@ -49,6 +49,8 @@ class HiddenHead:
         student: Any = self._student
         layer = student.get_output_embeddings()
         config = getattr(student, "config", None)
+        # Hugging Face's configs name what lies between the layer's output and the logits: a factor,
+        # a divisor, a bound.
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         return DeferredLogits(
             hidden=student.base_model(*args, **kwargs).last_hidden_state,
@@ -62,6 +64,7 @@ class HiddenHead:
     def _check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Hold the logits of one sample against the student's own, without dropout."""
         name = type(self._student).__name__
+        # One sample: logits of a whole batch are what this head is there to avoid.
         few, named = pytree.tree_map_only(Tensor, _first_row, (args, dict(kwargs)))
         training = [module for module in self._student.modules() if module.training]
         self._student.eval()
@@ -80,6 +83,7 @@ class HiddenHead:
                 f"{name} is not one ({error}). Use head: logits."
             ) from error
         finally:
+            # Not student.train(): what the user keeps in eval mode, a frozen part, stays there.
             for module in training:
                 module.training = True
         difference = (found.float() - own.float()).abs().max() if found.shape == own.shape else None

@@ -43,6 +43,7 @@ def step_losses(
     monitored = (monitor or "").removeprefix("train_")
     if (monitor or "").startswith("train_") and monitored not in (*losses, TOTAL):
         raise UsageError(f"monitor: no loss {monitored!r}. {suggest(monitored, losses)}")
+    # Of means, as they are logged; what is minimised is divided by the counts of the whole step.
     weighted = [c * losses[name] for name, c in objective.losses.items() if c]
     return {**losses, TOTAL: torch.stack(weighted).sum()}
 

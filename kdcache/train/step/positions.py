@@ -18,6 +18,7 @@ def check_positions(output: FlatOutput, targets: SoftTargets) -> None:
             f"the student made {rows} rows of a batch of {expected} samples. Return one row of "
             "logits for each sample."
         )
+    # On the CPU every sample is compared: two that exchange positions leave the sum as it was.
     on_cpu = output.num_positions.device.type == "cpu"
     same = not on_cpu or bool((output.num_positions == targets.num_positions).all())
     if targets.num_rows() != output.num_rows or not same:

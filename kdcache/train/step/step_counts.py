@@ -48,6 +48,8 @@ class StepCounter:
                 "positions they have together has to be known before the first. Give the Trainer "
                 "module.windowed(loader)."
             )
+        # Lightning steps by its own count of batches: a window that begins elsewhere would divide
+        # by what another step has.
         elif self._counts is not None and window.is_first != _begins_step(trainer):
             raise UsageError(
                 f"Lightning adds up {trainer.accumulate_grad_batches} batches a step, and the "
@@ -62,7 +64,10 @@ class StepCounter:
                     "decides which positions count), so batches cannot be accumulated exactly. "
                     "Give the batch a mask (batch.mask), or leave trainer.accumulate_grad_batches."
                 )
+            # Once a step and not once a batch: all micro-batches of a window share its counts, and
+            # all ranks meet here together.
             self._counts = _over_ranks(trainer, window.window.to(output.num_positions.device))
+        # Tensors, not numbers: they divide the losses on the device, and nothing waits for them.
         positions, labelled, samples, batches = self._counts.unbind()
         return StepCounts(positions=positions, labelled=labelled, samples=samples, batches=batches)
 

@@ -68,11 +68,13 @@ class Windows:
         """
         taken = self.done()
         batches = batches_after(taken)
+        # The price: a whole window is in memory before its first micro-batch is trained on.
         while part := list(itertools.islice(batches, self.size(taken))):
             taken += len(part)
             yield from self._window(part)
 
     def _window(self, part: Sequence[Any]) -> Iterator[WindowBatch]:
+        # Asked anew for each window: a student's first step may have settled what was inferred.
         mapping = self.mapping()
         counts = [batch_counts(mapping, batch) for batch in part]
         totals = [sum(number or 0 for number in column) for column in zip(*counts, strict=True)]
@@ -110,6 +112,8 @@ class WindowLoader(DataLoader[Any]):
 
     def _after(self, done: int) -> Iterator[Any]:
         if self.order is not None:
+            # Left out where sample numbers are drawn, so that the batches trained on before an
+            # interruption are not loaded again.
             self.order.start = done * self.order.batch_size
         return super().__iter__()
 
