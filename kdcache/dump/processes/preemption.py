@@ -118,6 +118,7 @@ class Preemption:
             on_signal: called at every request, in place of ending the process at the second one.
         """
         self._num_batches = 0
+        # The pace is measured anew: batches of another split say nothing of these.
         at_once, self._at_once, self._on_signal = self._at_once, False, on_signal
         try:
             yield
@@ -143,6 +144,8 @@ class Preemption:
         if self._noted_at is None:
             return False
         left_s = batches_left * batch_s
+        # A shard that cannot be finished in time is given up now: its rest would be thrown away,
+        # and the grace time is needed to write what is queued.
         if begins_shard or now + left_s > self._noted_at + grace_s * (1 - _FOR_WRITING):
             return True
         if not self._is_told:

@@ -61,9 +61,11 @@ class Ranks:
         if self._group is None:
             return tuple(numbers)
         first = dist.get_global_rank(self._group, 0)
+        # The length first: the other ranks may have found another number of pending shards.
         length = torch.tensor(len(numbers))
         dist.broadcast(length, first, group=self._group)
         values = torch.tensor(numbers) if self.is_first else torch.zeros(int(length))
+        # torch.tensor([]) is float32, and both sides of a broadcast need one dtype.
         values = values.to(torch.int64)
         dist.broadcast(values, first, group=self._group)
         return tuple(values.tolist())
@@ -107,10 +109,12 @@ def joined(replica: Replica) -> Iterator[Ranks]:
             _initialise(replica)
         first = replica.number * replica.num_ranks
         is_larger = dist.get_world_size() > replica.num_ranks
+        # gloo: flags and shard numbers are on the host, and take no GPU's memory or stream.
         group = dist.new_group(
             list(range(first, first + replica.num_ranks)) if is_larger else None,
             backend="gloo",
             timeout=_TIMEOUT,
+            # Only this replica's ranks meet: no replica waits for another.
             use_local_synchronization=is_larger,
         )
         try:
@@ -144,6 +148,7 @@ def _initialise(replica: Replica) -> None:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(
         backend,
+        # All replicas leave their words in one store: the prefix keeps their worlds apart.
         store=PrefixStore(f"kdcache-replica-{replica.number}", _store()),
         rank=replica.rank,
         world_size=replica.num_ranks,

@@ -72,6 +72,7 @@ def launched_rank(environment: Mapping[str, str]) -> LaunchedRank:
         ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ):
         rank, size, device = (environment.get(name, "") for name in names)
+        # A world of one is as good as no launcher: the next one's names are looked at.
         if rank.isdecimal() and size.isdecimal() and int(size) > 1:
             local = int(device) if device.isdecimal() else 0
             return LaunchedRank(rank=int(rank), world_size=int(size), device=local)

@@ -91,6 +91,7 @@ def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) 
             yield
     except SIGTERMException:
         raise ended(TerminatedError, "terminated by SIGTERM") from None
+    # Lightning turns Ctrl-C into sys.exit(1); an exit that somebody else asked for goes its way.
     except SystemExit as exit_:
         if not isinstance(exit_.__context__, KeyboardInterrupt):
             raise
@@ -98,6 +99,7 @@ def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) 
         end_processes_of(trainer.strategy.launcher)
         raise ended(TrainingInterrupt, "interrupted") from exit_
     except (MisconfigurationException, ValueError) as error:
+        # Lightning raises a plain ValueError for this one setting; it is known by how it begins.
         if isinstance(error, ValueError) and not str(error).strip().startswith(
             "`val_check_interval`"
         ):
@@ -107,6 +109,8 @@ def ended_as_ours(trainer: pl.Trainer, termination: Termination, way_on: WayOn) 
         # A scheduler may signal loaders' workers and other ranks too: that they died is no news.
         if termination.requested:
             raise ended(TerminatedError, "terminated by SIGTERM") from None
+        # PyTorch names a lost worker. A lost rank shows only in what a library says of its
+        # connections, so every other cause is asked for first.
         worker = _lost_worker(trainer, error)
         if worker is not None:
             end_processes_of(trainer.strategy.launcher)

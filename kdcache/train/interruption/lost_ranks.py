@@ -63,6 +63,7 @@ class RankWatch:
     def __init__(self, end: Callable[[], None] | None = None) -> None:
         self._end = end or _end_at_once
         self._is_over = threading.Event()
+        # An orphan gets another parent: that is how the end of process 0 is seen.
         self._parent = os.getppid()
 
     def __enter__(self) -> RankWatch:
@@ -77,9 +78,11 @@ class RankWatch:
     def _run(self) -> None:
         while not self._is_over.wait(_PERIOD_S):
             for observer in _observers():
+                # Its own look would end this process by SIGKILL, before anybody is named.
                 observer._run = lambda: False
             if not any(_ended().values()):
                 continue
+            # Its own collective may fail within that time, and its error says more.
             if not self._is_over.wait(_GRACE_S):
                 log.error("%s This process still waited for it, and is ended.", _told(_ended()))
                 self._end()
@@ -129,6 +132,7 @@ def _ended() -> dict[int, int]:
 
 
 def _told(ended: Mapping[int, int]) -> str:
+    # Killed ones first, then those with an error: what ended with 0 explains nothing.
     worst = sorted(ended, key=lambda rank: (ended[rank] >= 0, ended[rank] == 0))
     return " ".join(f"Process {rank} {how_it_ended(ended[rank])}." for rank in worst[:3])
 
@@ -166,4 +170,5 @@ def _end_at_once() -> None:
         process.kill()
     for handler in logging.getLogger().handlers:
         handler.flush()
+    # Not sys.exit, which would end this thread alone: the main one hangs in a collective.
     os._exit(1)

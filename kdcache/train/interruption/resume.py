@@ -74,6 +74,7 @@ class Resumption:
                 "or the run's folder."
             )
         try:
+            # Mapped: the record and the step are wanted here, not gigabytes of weights.
             content = read_plain(file, _WAY_OUT, mmap=True)
             record, step = dict(content[RECORD]), int(content["global_step"])
             _ = [content[name] for name in _NEEDED]
@@ -171,6 +172,7 @@ def align(
         earlier = parts if before is None else StepParts(**before)
         batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
         current = batches["current"]
+        # Lightning counts an epoch as started before its first batch, and as processed at its end.
         is_within = epochs["current"]["processed"] < epochs["current"]["started"]
         is_within = is_within and not batches["is_last_batch"]
         if not is_within:
