@@ -141,7 +141,9 @@ class ViewWriter:
         (view / COMMITS_FOLDER).mkdir(parents=True, exist_ok=True)
         write_group(view.parent, {})
         write_tables(cache, tables)
+        # The manifest is what makes it a view, so it comes after all that readers of one need.
         write_group(view, {ATTRIBUTE: manifest.to_json()})
+        # A synced file is lost with the name of a folder above it.
         for folder in (view, view.parent, cache):
             fsync_folder(folder)
         with contextlib.suppress(PermissionError):  # a folder that may be entered, not listed
@@ -169,6 +171,7 @@ class ViewWriter:
         check_origins(view, found)
         grown = found.grown_to(manifest)
         with writing_into(view):
+            # By one rename: a reader finds the manifest of before, or this one.
             write_json(view / GROUP_FILE, group_content({ATTRIBUTE: grown.to_json()}), replace=True)
         return cls(view, grown)
 
@@ -180,6 +183,7 @@ class ViewWriter:
         """
         with writing_into(self.folder):
             write_json(self.folder / END_FILE, {"num_samples": num_samples}, replace=False)
+        # The end record of another job may have been first: what stands on disk decides.
         self.manifest = read_manifest(self.folder)
         if self.manifest.num_samples != num_samples:
             raise AlignmentError(
@@ -245,6 +249,8 @@ class ViewWriter:
                     "shard %d was committed by another job; this attempt does not count", shard
                 )
                 return None
+            # A job may sleep between its last sync and its commit, and somebody clean meanwhile.
+            # Looked at after the commit: a committed attempt is never cleaned away.
             if not group.is_dir():
                 set_aside(commit_file(self.folder, shard))
                 raise CacheError(
@@ -261,6 +267,7 @@ class ViewWriter:
             column.name: write_array(group, column, columns[column.name])
             for column in self.manifest.columns
         }
+        # On disk before the commit record is, which says that it is there.
         fsync_tree(group)
         fsync_folder(self.folder)
         return arrays

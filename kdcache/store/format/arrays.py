@@ -109,10 +109,13 @@ def array_options(column: Column, num_rows: int) -> dict[str, Any]:
         "shape": (*column.shape, num_rows),
         "dtype": column.dtype,
         "chunks": (*column.shape, chunk_rows(column)),
+        # One Zarr shard as large as the array: one stored object, with one checksum in the commit.
         "shards": (*column.shape, max(1, _num_chunks(column, num_rows)) * chunk_rows(column)),
+        # Zarr gives inner chunks no checksum by itself: flipped bytes in one were read as numbers.
         "compressors": [compressor, Crc32cCodec()],
         "fill_value": 0,
         "dimension_names": [*components, column.per],
+        # A chunk of zeros would be left out as equal to fill_value; the reader expects every chunk.
         "config": {"write_empty_chunks": True},
     }
 
@@ -135,6 +138,7 @@ def write_array(group: Path, column: Column, rows: Array) -> StoredArray:
         array = zarr.create_array(store=store, **array_options(column, len(rows)))
     stored = b""
     if len(rows):
+        # In one piece: written in parts, a Zarr shard is read and written again for each of them.
         array[...] = np.moveaxis(rows, 0, -1)
         stored = object_file(group, column).read_bytes()
     return StoredArray(
@@ -224,12 +228,15 @@ def _checked_object(where: Path, stored: StoredArray) -> memoryview:
 
 def _decode(content: memoryview, column: Column, rows: Array, where: str) -> None:
     """Decode every chunk of a Zarr shard into ``rows``."""
+    # Zarr v3 sharding: (offset, bytes) of each chunk, uint64, stand at the object's end, with the
+    # crc32c of these numbers.
     num_chunks, step = _num_chunks(column, len(rows)), chunk_rows(column)
     body_bytes = len(content) - num_chunks * _INDEX_ENTRY_BYTES - _CRC_BYTES
     if body_bytes < 0:
         raise CacheCorruptedError(f"{where} is too short for the index of {num_chunks} chunks.")
     index_content = _without_crc(content[body_bytes:], f"{where}: the chunk index")
     index = np.frombuffer(index_content, "<u8").reshape(-1, 2)
+    # One buffer for all chunks; its size is what each frame must claim.
     chunk = np.empty((*column.shape, step), column.dtype)
     for number, (offset, size) in enumerate(index.tolist()):
         name = f"{where}: chunk {number}"
@@ -284,6 +291,7 @@ def _blosc_size(frame: bytes) -> int | None:
     """Decoded size in a Blosc 1 header (None: not a whole Blosc frame)."""
     if len(frame) < _BLOSC_HEADER_BYTES:
         return None
+    # After 4 bytes of versions, flags and item size: decoded, block and encoded bytes.
     decoded, _, encoded = struct.unpack_from("<III", frame, 4)
     return int(decoded) if encoded == len(frame) else None
 
@@ -299,4 +307,5 @@ def _zstd_size(frame: bytes) -> int | None:
     if width == 0 or len(frame) < start + width:
         return None
     size = int.from_bytes(frame[start : start + width], "little")
+    # A field of two bytes begins at 256, which one of a byte cannot say (RFC 8878, 3.1.1.1.4).
     return size + 256 if width == 2 else size

@@ -279,6 +279,7 @@ def read_index(view: Path, manifest: Manifest) -> tuple[Commit, ...] | None:
     check_signed(value, path)
     at = Fields(value, str(path))
     records = at.items("commits")
+    # The index of a view that was extended since is of fewer shards, and no damage.
     is_grown = manifest.extended_from and len(records) < manifest.num_shards
     if manifest.is_open or is_grown:
         return None
@@ -322,6 +323,7 @@ def view_digest(manifest: Manifest, commits: Sequence[Commit]) -> str:
     compression wrote them.
     """
     state = xxhash.xxh3_128()
+    # When it was dumped and what was measured then: equal targets have equal digests without.
     names_left_out = {"created", "references", "pilot"}
     identity = {k: v for k, v in manifest.to_json().items() if k not in names_left_out}
     state.update(json_text(identity, "the manifest").encode())

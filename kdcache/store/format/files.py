@@ -66,6 +66,7 @@ def fsync_folder(folder: Path) -> None:
 
 def fsync_tree(folder: Path) -> None:
     """Make every file below a folder, and every name, durable."""
+    # From the bottom up: what a name leads to is durable before the name is.
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             with (Path(root) / name).open("rb") as file:
@@ -76,6 +77,7 @@ def fsync_tree(folder: Path) -> None:
 def json_text(value: object, what: str) -> str:
     """A value as compact JSON with sorted keys; UsageError where JSON cannot say it."""
     try:
+        # One form for one value: checksums, digests and is_as_written() are over these very bytes.
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{what} cannot be written as JSON: {error}.") from error
@@ -103,6 +105,7 @@ def write_json(path: Path, value: Any, *, replace: bool) -> bool:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
+        # Synced before it is named: after a power cut a name must not lead to an empty file.
         if replace:
             temporary.replace(path)
         else:
@@ -168,6 +171,7 @@ def check_group(marker: Path, *, is_bare: bool) -> None:
 
 
 def _refuse_constant(name: str) -> NoReturn:
+    # Python's json takes NaN and Infinity, which are no JSON; no file of ours has them.
     raise ValueError(f"it holds {name}")
 
 
@@ -211,6 +215,7 @@ def read_file(path: Path, at_most: int) -> bytes:
             raise CacheCorruptedError(
                 f"{path} has {status.st_size:,} bytes, at most {at_most:,} were expected."
             )
+        # The file may be another one by now: O_NONBLOCK keeps a pipe from blocking the open.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(path, flags), "rb") as file:
             return file.read(status.st_size + 1)

@@ -61,6 +61,7 @@ def build(
         OSError: it cannot be written.
     """
     prefix = f".{target.name}.{_machine()}."
+    # Beside the target: a rename is atomic within one file system only.
     building = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     lock = FileLock(building / _LOCK_FILE)
     lock.acquire()
@@ -75,6 +76,7 @@ def build(
     def alive(done: int, total: int) -> None:
         for pages in mapped:
             _let_go(pages)
+        # The sign of life that abandoned_builds() looks for where locks tell nothing.
         os.utime(building)
         if progress is not None:
             progress(done, total)
@@ -96,6 +98,7 @@ def build(
         }
         write_json(building / META_FILE, meta, replace=True)
         fsync_tree(building)
+        # mkdtemp makes folders for their owner alone; the copy is for whoever shares the machine.
         building.chmod(0o755)
         building.rename(target)
         (target / _LOCK_FILE).unlink(missing_ok=True)

@@ -56,6 +56,7 @@ class LocalCopy:
         """Mapped files travel to a spawned worker by name, not by content."""
         if self.location is None:
             return self.__dict__
+        # A spawned worker maps the files itself: pickled tables would be a copy in each worker.
         lengths = {per: len(table) for per, table in self._tables.items()}
         return {**self.__dict__, "_tables": lengths}
 
@@ -144,6 +145,7 @@ def open_local_copy(
     try:
         base.mkdir(parents=True, exist_ok=True)
         with taking_turns(target.with_name(f"{target.name}.lock"), target.is_dir):
+            # Another process may have built it while this one waited for its turn.
             if not target.is_dir():
                 build(view, types, rows, target, progress)
     except OSError as error:
@@ -213,6 +215,7 @@ def _open(view: View, target: Path) -> LocalCopy:
     at = _read_meta(target)
     rows = _num_rows(view)
     uniform = at.optional_integer("num_positions")
+    # Any two counts that differ stand for samples of different lengths.
     types = RecordTypes.of(
         view.manifest.columns, np.asarray([0, 1] if uniform is None else [uniform])
     )

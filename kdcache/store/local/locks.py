@@ -50,6 +50,7 @@ class FileLock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
+            # Not every refusal means that somebody holds it: file systems without locks refuse too.
             return False if error.errno in _HELD else None
         self._descriptor = descriptor
         return True

@@ -97,6 +97,7 @@ class RecordWriter:
         self._done["sample"] += num_samples
 
     def _append_separate(self, columns: Mapping[str, Array]) -> None:
+        # Where this shard begins in each table, before any of them grows by it.
         first = dict(self._done)
         for column in self._columns:
             rows = columns[column.name]
