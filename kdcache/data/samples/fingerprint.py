@@ -67,6 +67,7 @@ def array_of(value: Any) -> tuple[np.ndarray[Any, Any], str] | None:
             array = array.astype(array.dtype.newbyteorder("<"))
         return array, array.dtype.name
     if hasattr(value, "tobytes") and hasattr(value, "mode") and hasattr(value, "size"):
+        # Mode P: pixels are numbers of colours, which the palette makes visible.
         palette = value.getpalette() if value.mode == "P" else None
         colours = "" if palette is None else f" {fingerprint(palette):016x}"
         return np.asarray(value), f"image {value.mode}{colours}"
@@ -85,6 +86,7 @@ def _tensor_array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 def _update(state: xxhash.xxh3_64, value: Any) -> None:
     if isinstance(value, list | tuple):
+        # A tag and a length before each content: ["ab", "c"] and ["a", "bc"] have other bytes.
         state.update(b"L%d;" % len(value))
         if set(map(type, value)) == {int}:  # token ids: the same bytes, ten times as fast
             state.update(("Nint %x;" * len(value) % tuple(value)).encode())
@@ -104,12 +106,14 @@ def _update(state: xxhash.xxh3_64, value: Any) -> None:
     elif isinstance(value, int):
         state.update(f"Nint {value:x};".encode())
     elif isinstance(value, str):
+        # Undecodable file names become texts with lone surrogates, which plain UTF-8 refuses.
         content = value.encode("utf-8", "surrogatepass")
         state.update(b"str%d;" % len(content) + content)
     elif isinstance(value, bytes | bytearray):
         state.update(b"bytes%d;" % len(value) + value)
     elif isinstance(value, Mapping):
         state.update(b"M%d;" % len(value))
+        # In one order, whichever the mapping was filled in; by type first, since 1 and "1" differ.
         for key in sorted(value, key=lambda key: (type(key).__name__, str(key))):
             _update(state, key)
             _update(state, value[key])

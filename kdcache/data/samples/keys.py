@@ -73,6 +73,7 @@ class KeyIndex:
     """
 
     def __init__(self, keys: Array, source: str) -> None:
+        # Stable: of rows with equal content the first one is found, in every process.
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
         twice = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
@@ -81,5 +82,6 @@ class KeyIndex:
 
     def rows(self, keys: Array) -> Array:
         """(B,) rows of the cache; -1 for a key that is not there."""
+        # clip: a key beyond the last one is compared with that one, and differs.
         at = np.searchsorted(self._sorted, keys).clip(max=len(self._sorted) - 1)
         return np.where(self._sorted[at] == keys, self._order[at], -1)

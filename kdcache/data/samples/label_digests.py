@@ -30,6 +30,7 @@ NUM_KEPT = 1024
 NUM_KEPT_BY_CONTENT = 4096
 """More, because a student may have a part of the samples, in any order, and probe others."""
 
+# Hexadecimal digits: a change of one sample goes unseen once in 65,536; records stay small.
 _VALUE_DIGITS = 4
 _PLACE_DIGITS = 8
 
@@ -57,6 +58,7 @@ def _bits(values: Array, num_digits: int) -> int:
 
 
 _NONE = digest_labels(np.zeros(0, np.int64))
+# What classification has, one labelled position a sample; then places are not stored.
 _ONE_PLACE = _bits(np.zeros(1, np.int64), _PLACE_DIGITS)
 
 

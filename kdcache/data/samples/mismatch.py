@@ -94,6 +94,7 @@ def _causes(joined: Joined, index: int, sample: Any) -> list[str]:
 def _moved(joined: Joined, index: int) -> list[str]:
     """Whether this sample, or one of those after it, stands at another place in the cache."""
     stored = joined.copy.column(FINGERPRINT)
+    # Several, for after a shift the first samples may have no partner in the cache.
     for number in range(index, min(index + _SEARCHED, len(joined.dataset))):
         found = joined.source(sources.fetch(joined.dataset, [number])[0])
         rows = np.flatnonzero(stored == np.uint64(found))

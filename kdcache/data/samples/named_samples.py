@@ -28,6 +28,7 @@ def with_named_samples(loader: Any, split: str) -> Any:
     is_batched = type(loader) is DataLoader and (loader.batch_size or loader.batch_sampler)
     if not is_batched or (sources.is_stream(loader.dataset) and loader.worker_init_fn is not None):
         return loader
+    # DataLoader asks whether a set is an IterableDataset, so there are two kinds.
     kind = _NamedStream if sources.is_stream(loader.dataset) else _NamedDataset
     collate = functools.partial(_collated, loader.collate_fn, split)
     return sources.with_dataset(loader, kind(loader.dataset, split), collate)

@@ -78,6 +78,7 @@ class EpochOrder(DistributedSampler[int]):
             return None
         if len(sampler) != len(dataset):  # type: ignore[arg-type]
             return None  # a part of the samples
+        # Its initial seed is taken below, not its state, which every pass over the loader moves on.
         generator = sampler.generator if is_random else None  # the loader's, where it made it
         return cls(
             num_samples=len(dataset),  # type: ignore[arg-type]
@@ -97,6 +98,8 @@ class EpochOrder(DistributedSampler[int]):
         if not self.shuffle:
             return torch.arange(self.total)
         generator = torch.Generator()
+        # Multiplied, so that epoch 1 of a seed is not epoch 0 of the next one. A generator of its
+        # own: the global one is left to dropout and augmentation.
         generator.manual_seed(((self.order_seed or 0) * 1_000_003 + self.epoch) % 2**63)
         return torch.randperm(self.total, generator=generator)
 
@@ -106,6 +109,8 @@ class EpochOrder(DistributedSampler[int]):
         missing = self._all(num_ranks) - len(order)
         if missing > 0:
             order = torch.cat([order, order.repeat(-(-missing // len(order)))[:missing]])
+        # Interleaved, so that the k-th batches of all ranks are the k-th of one large batch's
+        # order.
         return order[: self._all(num_ranks)][rank::num_ranks]
 
     def _all(self, num_ranks: int) -> int:

@@ -38,6 +38,7 @@ def _picked(array: np.ndarray[Any, Any]) -> list[float]:
     if not flat.size or flat.dtype.kind not in "biuf":
         return []
     at = np.linspace(0, flat.size - 1, min(_VALUES, flat.size)).astype(np.int64)
+    # JSON has no NaN, and 7 digits are about what a float32 holds.
     return [float(f"{value:.7g}") for value in np.nan_to_num(flat[at].astype(np.float64))]
 
 

@@ -216,6 +216,7 @@ def fetch(dataset: Any, indices: Sequence[int], split: str = "") -> list[Any]:
     except KdcacheError:
         raise
     except Exception as error:
+        # A batched fetch does not say which sample it was: each is asked for again, alone.
         wrong = (n for n in indices if raises(dataset.__getitems__, [n]))
         found = next(([n] for n in wrong), indices)
         raise unreadable(error, dataset, found, split) from error

@@ -20,6 +20,7 @@ IDENTITY = "vocabulary"
 def vocabulary_digest(tokenizer: Any) -> str:
     """xxh3-128 over all (id, token) of a tokenizer, in the ids' order."""
     state = xxhash.xxh3_128()
+    # By id, which is what targets refer to: a tokenizer lists its tokens in any order.
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])):
         content = token if isinstance(token, bytes) else str(token).encode("utf-8", "surrogatepass")
         state.update(b"%d %d;" % (int(number), len(content)) + content)
