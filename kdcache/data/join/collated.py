@@ -121,6 +121,8 @@ def _compared(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> Diff
             text = f"{what} of {name} was {old.get(what)}, is {new[what]}"
             return Difference(text=text, is_certain=False)
     apart, size = farthest(old, new), max(map(abs, old.get("values") or [0.0]))
+    # Relative to the largest value; a change outside of the few recorded values has apart 0, and
+    # only its digest tells.
     if 0 < apart <= _LOW_BITS * max(size, _LOW_BITS) and "float" in str(new["dtype"]):
         return Difference(text=f"values of {name} differ by up to {apart:.2g}", is_certain=False)
     by = f"by up to {apart:.3g}" if apart else "in a part"
@@ -139,6 +141,7 @@ def _leaves(batch: Any, paths: tuple[Any, ...]) -> dict[Any, Any]:
 
 
 def _inputs_of(mapping: Mapped) -> str:
+    # Labels and mask may differ: they are no part of what the teacher was given.
     return mapping.describe().partition(" labels=")[0]
 
 

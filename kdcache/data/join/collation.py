@@ -16,6 +16,8 @@ from kdcache.data.batch.selection import Selected
 from kdcache.data.samples.fingerprint import fingerprint
 from kdcache.errors import AlignmentError
 
+# A coin that is tossed once a batch falls 8 times alike in 1 of 128 starts; one for each sample,
+# hardly ever.
 _REPEATED, _REPEATS = 4, 8
 
 
@@ -48,6 +50,7 @@ def check_collate(
             "and cannot see this; make collation deterministic and move randomness into the "
             "dataset."
         )
+    # The same every time, and no generator of the user's is drawn from.
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
     first, permuted = collated(range(len(samples))), collated(order)
     rows = {len(leaf) for leaf in (*first, *permuted)}

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 NUM_PROBES = 1024
 _BATCH = 32
+# Standard errors of the probe's mean, and nats on top of them: no run is refused by chance.
 _CANARY_SIGMAS = 6.0
 _CANARY_NATS = 0.05
 _OTHER_LABELS_NATS = 1.0
@@ -124,6 +125,7 @@ def check_join(joined: Join, class_names: Sequence[str] = ()) -> None:
     first = joined.mapping.resolve(joined.user_collate(few.samples))
     _check_causal(manifest.identity.get("batch", ""), first)
     check_collate(few.indices, few.samples, joined.user_collate, first)
+    # Where keys are no numbers, a reference is met by its row, wherever the sample is now.
     by_row = {one.get("sample"): one for one in manifest.references if manifest.key != INDEX}
     parts = joined.probe(NUM_PROBES, _BATCH)
     positions, labelled = 0, []
@@ -219,11 +221,13 @@ def _check_canary(joined: Join, now: Tensor, labels: Tensor, top: Tensor, positi
     if not total["labelled"] or not len(now):
         return
     mean = total["stored_cross_entropy"] / total["labelled"]
+    # Rounding may leave it below 0 where all values are equal.
     variance = max(0.0, total["stored_cross_entropy_squared"] / total["labelled"] - mean**2)
     share, before = len(now) / positions, total["labelled"] / total["positions"]
     nats = _CANARY_NATS if abs(share - before) <= _SAME_SHARE else _OTHER_LABELS_NATS
     allowed = _CANARY_SIGMAS * math.sqrt(variance / len(now)) + nats * (1 + mean)
     found = float(now.mean())
+    # One side only: mixed-up labels are less likely to the teacher, not more.
     if found - mean > allowed:
         raise MismatchError(
             f"the teacher's cross-entropy on this run's labels is {found:.3f} nats over "
