@@ -60,12 +60,14 @@ class DenseCodec(FixedCodec):
         offset = logits.amax(dim=-1)
         centred = logits - offset.unsqueeze(-1)
         values = centred.to(getattr(torch, self.dtype))
+        # -inf is a mask and stays one; a finite number that overflows would become one.
         if bool((values.isinf() & ~centred.isinf()).any()):
             raise DataError(
                 f"logits spread over {-centred[centred.isfinite()].min():.0f} do not fit into "
                 f"{self.dtype}. Dump with targets.dtype bfloat16 or float32."
             )
         return {
+            # Zarr v3 has no bfloat16 in its specification: its bits travel as uint16.
             "values": values.view(torch.uint16) if self.dtype == "bfloat16" else values,
             "offset": offset,
         }
