@@ -191,6 +191,7 @@ def _dump_split(
             pilot=pilot,
         )
 
+    # What a disk says is asked once: ranks that saw it at different moments would part ways.
     is_new = ranks.if_first(not is_begun(job.cache, split))
     plan = planned(SplitData.of(split, loader), pilot=job.pilot and is_new)
     (shorter,) = ranks.from_first([grown_from(job, split) or 0])
@@ -225,6 +226,7 @@ def _dump_split(
             ranks=ranks,
             preemption=preemption,
         )
+    # Only the first rank has written, so only it can tell; the others hear of it.
     is_done = ranks.if_first(ranks.is_first and writer.finish())
     if not ranks.is_first:
         return
@@ -260,6 +262,8 @@ def _dump_work(
         for part in work:
             keyed = part.keyed
             samples_left = manifest.shard_range(part.shard)[1] - keyed.samples[0]
+            # Asked before the forward pass: ranks that stop at different batches hang in its
+            # collectives.
             is_stopped = ranks.any(
                 preemption.stops(
                     begins_shard=begins_shard,

@@ -117,11 +117,13 @@ def encode(
     Raises:
         DataError: a value that no target should hold, or that the codec cannot; names the sample.
     """
+    # Only noted: whether any is set is asked in the writer's thread, without a wait here.
     invalid = invalid_positions(output.logits)
     draws = make_draws(keyed, output.num_positions, len(output.logits), key)
     try:
         tensors = codec.encode(output.logits, draws)
     except Exception:
+        # A codec may fail over NaN in its own words: the logits' fault is told first.
         check_valid(invalid, output.num_positions, keyed.samples)
         _name_the_sample(codec, keyed.samples, output, draws)
         raise
@@ -152,6 +154,7 @@ def draws_of(keys: Tensor, num_positions: Tensor, num_rows: int) -> Tensor:
     device = num_positions.device
     first = num_positions.cumsum(0) - num_positions
     both = torch.stack([keys.to(device), first], dim=-1)
+    # output_size is known, so that nothing waits for the sum of the counts.
     repeated = both.repeat_interleave(num_positions, dim=0, output_size=num_rows)
     places = torch.arange(num_rows, device=device) - repeated[:, 1]
     return torch.stack([repeated[:, 0], places], dim=-1)

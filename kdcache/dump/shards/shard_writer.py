@@ -41,6 +41,7 @@ class ShardWriter:
     ) -> None:
         self._writer = writer
         self._on_shard = on_shard
+        # Bounded: batches hold their columns on the device, and a slow disk must not fill it.
         self._queue: queue.Queue[EncodedBatch | None] = queue.Queue(_QUEUED_BATCHES)
         self._error: BaseException | None = None
         self._parts: list[EncodedBatch] = []
@@ -55,6 +56,7 @@ class ShardWriter:
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._queue.put(None)
         self._thread.join()
+        # The loop's own error, where there is one, is the cause and not hidden by the thread's.
         if kind is None:
             self._raise()
 
@@ -77,6 +79,7 @@ class ShardWriter:
                 self._error = error
 
     def _add(self, batch: EncodedBatch) -> None:
+        # In this thread, which may wait for the device; the loop never does.
         check_valid(batch.invalid, batch.num_positions, batch.samples)
         self._parts.append(_from_device(batch))
         self._labels |= self._digests(batch)
