@@ -131,12 +131,15 @@ class TopKTargets(SoftTargets):
         Raises:
             UnsupportedTargetsError: the tail at this T was not stored, and cannot be derived.
         """
+        # Divided as log-probabilities: exp(log_p / T) is p**(1 / T), which the tail's sum is of
+        # too.
         kept = self.log_p.float() / temperature
         if self.ids.shape[-1] == self.num_classes:
             tail = kept.new_full((len(kept), 1), -torch.inf)
         else:
             check_temperature(temperature, self.temperatures)
             tail = self.tail_log_sums[:, self.temperatures.index(temperature), None]
+        # Normalised here, so that the rounding of stored values leaves a distribution.
         return torch.cat([kept, tail], dim=-1).log_softmax(dim=-1)
 
     def num_rows(self) -> int:
@@ -156,6 +159,7 @@ class TopKTargets(SoftTargets):
             tail = self.tail_log_sums[:, self.temperatures.index(1.0)]
         else:  # from what is kept, whose rounding may be more than a small tail
             tail = (1 - log_p.exp().sum(dim=-1)).clamp(min=1e-8).log()
+        # The tail's classes are not told apart: each has an equal share of it.
         left = max(1, self.num_classes - log_p.shape[-1])
         return torch.where(is_label.any(dim=-1), kept, tail - math.log(left))
 
