@@ -61,6 +61,7 @@ def _log_sums(log_p: Tensor, temperatures: Sequence[float]) -> Tensor:
         log_p: (n, C), -inf for a class that does not count. Overwritten.
         temperatures: the S temperatures, in any order.
     """
+    # Clamped for K = C, where all are -inf, and -inf - -inf would be NaN.
     top = log_p.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(log_p.dtype).min)
     relative = log_p.sub_(top)
     sums: dict[float, Tensor] = {}

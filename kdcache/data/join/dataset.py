@@ -117,6 +117,7 @@ class Join(ABC):
         self._folder = None if local_copy is None else local_path(local_copy, "local_copy")
         self._copy: LocalCopy | None = None
         self._index: KeyIndex | None = None
+        # The override holds for collation as well: nothing is compared with the dump then.
         self._collated = 0 if check_fingerprints else _COLLATED
         self.codec = _with_tables(self.view, codecs)
         self.source = stored_source(self.view.manifest.fingerprint, fingerprint)

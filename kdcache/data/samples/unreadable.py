@@ -20,6 +20,7 @@ from kdcache.errors import SampleError, origin
 _LOST = re.compile(
     r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (exited unexpectedly|is killed by sig)"
 )
+# Where the memory of a batch is asked of the worker that made it: it ended, if that fails.
 _HANDED_OVER = "torch/multiprocessing/reductions.py"
 _NOTICE_S = 0.5
 """How long after its connections the end of a worker may be told by a signal."""

@@ -32,6 +32,7 @@ class Fields:
     def integer(self, name: str, *, at_least: int = 0, at_most: int = 1 << 53) -> int:
         """An integer within bounds (JSON's exact range by default)."""
         value = self._value.get(name)
+        # type(), not isinstance: JSON's true is no number.
         if type(value) is not int or not at_least <= value <= at_most:
             raise self._bad(name, f"an integer from {at_least} to {at_most}")
         return value

@@ -55,6 +55,7 @@ def view_folder(cache: Path, split: str, view: int) -> Path:
 
 def new_attempt() -> str:
     """A name that no other attempt at a shard has: 48 random bits."""
+    # Not random.random(): processes that were seeded alike would take the same name.
     return secrets.token_hex(_TOKEN_BYTES)
 
 

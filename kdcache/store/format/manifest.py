@@ -25,12 +25,15 @@ from kdcache.store.format.origins import DATA, origin_of
 MAX_SHARDS = 1 << 20
 """A view with more shards than this was given far too few samples per shard."""
 
+# One more than Fields.integer() lets through: no file can claim it.
 UNKNOWN_LENGTH = (1 << 53) + 1
 """``num_samples`` of a stream whose end was not reached yet."""
 
 _MAX_COLUMNS = 256
 _MAX_AXES = 4
 _MAX_EXTENSIONS = 1 << 16
+# What the first writer decides for all, what is measured anew or only for people, and how the view
+# grew; of class names the identity has a hash.
 _NOT_COMPARED = frozenset(
     {
         "created",
@@ -125,6 +128,8 @@ class Manifest:
         """First sample and first shard of every stretch between extensions, and one past all."""
         samples, shards = [0], [0]
         for stop in self._ends:
+            # -(-n // k) rounds up: the last shard of a stretch may be short, and none crosses its
+            # end.
             shards.append(shards[-1] - (samples[-1] - stop) // self.samples_per_shard)
             samples.append(stop)
         return samples, shards

@@ -135,6 +135,7 @@ def read_table(cache: Path, digest: str) -> Array:
         CacheCorruptedError: it is missing, too large, or not what its name says.
     """
     folder = cache / TABLES_FOLDER / digest
+    # Before it is opened: the digest comes from a file, and is a part of a path.
     if len(digest) != 32 or not set(digest) <= _DIGEST_LETTERS:
         raise CacheCorruptedError(f"{cache}: {digest[:40]!r} is no table's digest.")
     try:
@@ -143,6 +144,7 @@ def read_table(cache: Path, digest: str) -> Array:
         is_shape = len(shape) <= _MAX_AXES and all(type(n) is int and n > 0 for n in shape)
         if dtype not in DTYPES or not is_shape:
             raise CacheCorruptedError(f"{folder} is no table of ours. {_REMEDY}")
+        # Python's integers: a product of NumPy's could overflow to something small.
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         if num_bytes > MAX_TABLE_BYTES:
             raise CacheCorruptedError(f"{folder} claims {num_bytes:,} bytes: no table of ours.")

@@ -33,6 +33,7 @@ def checkpoints(folder: Path, *, monitor: tuple[str, str], has_validation: bool)
     best = ModelCheckpoint(
         dirpath=folder / CHECKPOINTS_FOLDER,
         filename="best-epoch-{epoch:03d}-step-{step}",
+        # The name says what its numbers are; Lightning would write epoch=003 once more.
         auto_insert_metric_name=False,
         monitor=name,
         mode=mode,
@@ -53,6 +54,7 @@ class _Last(ModelCheckpoint):
         super().__init__(
             dirpath=folder,
             filename=Path(LAST_CHECKPOINT).stem,
+            # Written over: with the counter the next epoch's would be last-v1.ckpt.
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
