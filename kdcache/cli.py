@@ -18,6 +18,7 @@ from kdcache.errors import KdcacheError, UsageError, origin, paragraph, suggest
 from kdcache.version import __version__
 
 COMMANDS = {
+    "init": ("kdcache.commands.init", "start a project on your own images, text or data"),
     "dump-teacher": ("kdcache.commands.dump_teacher", "run the teacher once, keep its targets"),
     "train-student": ("kdcache.commands.train_student", "train one student from a cache"),
     "import-logprobs": (

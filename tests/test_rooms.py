@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From top to bottom: a room may import only rooms on lines below its own, so rooms on one line
 # do not know each other. Stage one (dump) and stage two (train) meet on disk.
 ORDER = (
-    ("__main__",),
+    ("__main__", "templates"),
     ("cli",),
     ("commands",),
     ("predecessor",),
@@ -25,7 +25,7 @@ ORDER = (
     ("experiment",),
     ("dump", "importers", "train", "tools"),
     ("tracking",),
-    ("data",),
+    ("data", "datasets"),
     ("losses", "store"),
     ("codecs",),
     ("outputs", "targets", "weights"),
@@ -87,9 +87,12 @@ ONLY_IN: Mapping[str, set[str]] = {
     "lightning": set(),  # pytorch_lightning's classes do not mix with its
     "comet_ml": {"tracking"},
     "tensorboard": {"tracking"},  # an optional extra
-    "yaml": {"config"},
+    "yaml": {"config", "templates"},
     "jsonargparse": {"config"} | COMMAND_LINE,
-    "transformers": set(),
+    "transformers": {"datasets", "templates"},  # an optional extra
+    "tokenizers": {"templates"},
+    "PIL": {"datasets"},  # an optional extra
+    "timm": {"datasets"},
     "torchvision": set(),
     "torchaudio": set(),
     "matplotlib": set(),
