@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
+import shlex
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from kdcache.config import (
     Experiment,
@@ -60,9 +64,10 @@ def experiment_from(
         if not has_value:
             value = "true" if name in flags and not _has_value(words) else _value(name, words)
         if name in ("-c", "--config"):
-            raw = _told(
-                raw, merge(raw, read_file(local_path(value, "--config"))), f"{name} {value}"
-            )
+            file = local_path(value, "--config")
+            given = read_file(file)
+            _refuse_elsewhere(given, file, kind, command)
+            raw = _told(raw, merge(raw, given), f"{name} {value}")
         else:
             key = name.removeprefix("--")
             _refuse_unread(override({}, key, value), kind, command)
@@ -72,6 +77,40 @@ def experiment_from(
         print(to_yaml(experiment), end="")
         return None
     return experiment
+
+
+def _refuse_elsewhere(given: Raw, file: Path, kind: type, command: str) -> None:
+    """Raise UsageError where a file names modules that stand beside it, and it is read elsewhere.
+
+    Only the current folder's modules are imported, and its paths are meant by a file.
+    """
+    folder = file.resolve().parent
+    if folder == Path.cwd():
+        return
+    own = {item.name for item in dataclasses.fields(kind)}
+    for path in _class_paths({name: given[name] for name in own & set(given)}):
+        module = path.split(".")[0]
+        beside = [one for one in (folder / f"{module}.py", folder / module) if one.exists()]
+        if beside and importlib.util.find_spec(module) is None:
+            words = shlex.join(["kdcache", command, "-c", file.name])
+            raise UsageError(
+                f"{file} names {path}, and {beside[0].name} stands beside it, where it is not "
+                f"found: modules and paths are those of the current folder, {Path.cwd()}. Run it "
+                f"there: cd {shlex.quote(str(folder))} && {words}"
+            )
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    """Every class path below a value of an experiment file."""
+    if isinstance(value, Mapping):
+        path = value.get("class_path")
+        if isinstance(path, str) and path.split(".")[0].isidentifier():
+            yield path
+        for inner in value.values():
+            yield from _class_paths(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _class_paths(inner)
 
 
 def _told(before: Raw, after: Raw, word: str) -> Raw:

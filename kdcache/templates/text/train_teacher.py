@@ -69,6 +69,7 @@ def main() -> None:
         bos_token_id=data.tokenizer.bos_token_id,
         eos_token_id=data.tokenizer.eos_token_id,
         use_cache=False,
+        loss_type="ForCausalLM",
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GPT2LMHeadModel(config).to(device)
