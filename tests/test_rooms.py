@@ -320,6 +320,8 @@ REFUSED = (
     (strayed_libraries, "dump/x.py", "from jsonargparse import Namespace", "imports jsonargparse"),
     (strayed_libraries, "dump/x.py", "from transformers import AutoModel", "imports transformers"),
     (strayed_libraries, "data/x.py", "import torchvision", "imports torchvision"),
+    (strayed_libraries, "data/x.py", "from PIL import Image", "imports PIL"),
+    (strayed_libraries, "train/x.py", "def f():\n    import timm", "imports timm"),
     (strayed_libraries, "data/x.py", "import torchaudio", "imports torchaudio"),
     (strayed_libraries, "tools/x.py", "import matplotlib.pyplot", "imports matplotlib"),
     (strayed_libraries, "data/x.py", "from sklearn import datasets", "imports sklearn"),

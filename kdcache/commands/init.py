@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from kdcache.commands.inspect import Parser
-from kdcache.commands.project import Model, project_files
+from kdcache.commands.project import Model, Value, project_files
 from kdcache.datasets import class_folders, find_images, plain_text, read_texts
 from kdcache.errors import UsageError, suggest
 from kdcache.paths import local_path
@@ -40,7 +40,7 @@ class Plan:
         needs: packages that the project imports -> what installs them.
     """
 
-    values: Mapping[str, str | int]
+    values: Mapping[str, Value]
     about: str
     needs: Mapping[str, str]
 
@@ -116,8 +116,10 @@ def _model(word: str | None, option: str, folder: Path) -> Model:
     is_path = name.startswith((".", "/", "~"))
     if is_path and not local_path(name, option).is_dir():
         raise UsageError(f"{option}: there is no folder {name}.")
-    is_folder = is_path or Path(name).is_dir()
-    return Model(source="hf", name=_seen_from(folder, name) if is_folder else name)
+    if is_path or Path(name).is_dir():
+        seen = _seen_from(folder, name)
+        return Model(source="hf", name=seen if seen.startswith((".", "/")) else f"./{seen}")
+    return Model(source="hf", name=name)
 
 
 def _check_combination(options: argparse.Namespace, teacher: Model, student: Model) -> None:
@@ -168,7 +170,7 @@ def _plan_images(options: argparse.Namespace, folder: Path, teacher: Model, stud
             "NORMALIZE": _normalize(published, folder),
             "TEACHER_NAME": teacher.name,
             "STUDENT_NAME": student.name,
-            "LEARNING_RATE": "1.0e-4" if is_pretrained else "1.0e-2",
+            "LEARNING_RATE": 1e-4 if is_pretrained else 1e-2,
             "MAX_EPOCHS": 3 if is_pretrained else _epochs(num_train / batch_size, 30),
         },
         about=f"{len(found.class_names)} classes, {num_train:,} images to train on, {others}; "
@@ -188,10 +190,10 @@ def _plan_text(options: argparse.Namespace, folder: Path, teacher: Model, studen
     return Plan(
         values={
             "DATA_PATH": _seen_from(folder, options.data),
-            "TEACHER_NAME": teacher.name or "teacher",
+            "TEACHER_NAME": teacher.name or "./teacher",
             "STUDENT_NAME": student.name,
             "VOCABULARY": _VOCABULARY,
-            "LEARNING_RATE": "5.0e-5" if is_pretrained else "1.0e-2",
+            "LEARNING_RATE": 5e-5 if is_pretrained else 1e-2,
             "MAX_EPOCHS": 1 if is_pretrained else _epochs(blocks / 16, 10),
         },
         about=f"{number}, {num_bytes:,} bytes to train on, {held:,} to validate on (val)",

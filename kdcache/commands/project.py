@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Literal
 
 Source = Literal["own", "hf", "timm"]
+Value = str | int | float
 
 # A word in capitals stands for a value; in a template it is a YAML text like any other.
 _PLACE = re.compile(
@@ -20,7 +21,7 @@ _PLACE = re.compile(
     r"STUDENT_NAME|TEACHER_NAME|VOCABULARY)\b"
 )
 _SECTION = re.compile(r"^# <(teacher|student)>\n", re.MULTILINE)
-_PLAIN = re.compile(r"[A-Za-z./][\w./-]*")
+_PLAIN = re.compile(r"[A-Za-z./][\w./-]*(:[\w./-]+)?")
 _WORDS_OF_YAML = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "none", "."}
 
 
@@ -39,7 +40,7 @@ class Model:
 
 def project_files(
     kind: str,
-    values: Mapping[str, str | int],
+    values: Mapping[str, Value],
     *,
     teacher: Model,
     student: Model,
@@ -75,9 +76,11 @@ def template(folder: str, name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def yaml_text(value: str | int) -> str:
+def yaml_text(value: Value) -> str:
     """A value as YAML reads it back; a text has quotes where it could be read as something else."""
-    if not isinstance(value, str):
+    if isinstance(value, float):
+        return f"{value:.10f}".rstrip("0")  # 0.00005: YAML reads 5e-05 as a text
+    if isinstance(value, int):
         return str(value)
     is_plain = _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML
     return value if is_plain else json.dumps(value, ensure_ascii=False)

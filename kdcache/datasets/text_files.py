@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdcache.datasets.plain_text import Texts, read_texts
 from kdcache.errors import DataError, UsageError
+from kdcache.paths import local_path
 
 IGNORE_INDEX = -100
 """The label where there is no token, only padding."""
@@ -58,7 +59,8 @@ class TextFiles:
 
     Args:
         path: a text file, or a folder: all ``*.txt`` in it, at any depth. UTF-8.
-        tokenizer: Hugging Face name of a tokenizer or model, or a folder that has one.
+        tokenizer: Hugging Face name of a tokenizer or model, or a folder that has one; with
+            ``./`` in front it can be nothing but a folder.
         sequence_length: tokens of a block, no more than the models take.
         batch_size: blocks of a batch.
         val_path: text to validate on; null: the end of each file is held out.
@@ -159,6 +161,11 @@ def load_tokenizer(name: str) -> Any:
             'tokenizers need transformers, which is not installed: pip install "kdcache[hf]"'
         ) from error
     try:
+        if name.startswith((".", "/", "~")):  # a folder for certain: the hub is not asked
+            folder = local_path(name, "data.tokenizer")
+            if not folder.is_dir():
+                raise FileNotFoundError(name)
+            return AutoTokenizer.from_pretrained(str(folder))
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UsageError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 import types
@@ -39,7 +41,6 @@ def _here(tmp_path, monkeypatch):
     """An empty current folder, with nothing of another project's imported."""
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "path", list(sys.path))
     enter(monkeypatch, tmp_path)
 
@@ -121,14 +122,17 @@ def test_image_folder_with_hugging_face_models(tmp_path, monkeypatch, capsys):
         intermediate_size=32,
         num_labels=3,
     )
-    transformers.ViTForImageClassification(vit).save_pretrained("vit")
+    torch.manual_seed(0)
+    teacher = transformers.ViTForImageClassification(vit)
+    teacher.classifier.weight.data *= 40  # a teacher with an opinion
+    teacher.save_pretrained("vit")
     said = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     Path("vit/preprocessor_config.json").write_text(json.dumps(said))
     resnet = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=5
     )
     transformers.ResNetForImageClassification(resnet).save_pretrained("resnet")
-    write_classes(tmp_path / "photos" / "train", 6)
+    write_classes(tmp_path / "photos" / "train", 12)
     write_classes(tmp_path / "photos" / "test", 3, first=50)
     words = ["--data", str(tmp_path / "photos"), "--image-size", "16"]
     words += ["--teacher", "hf:vit", "--student", "hf:./resnet"]
@@ -139,7 +143,7 @@ def test_image_folder_with_hugging_face_models(tmp_path, monkeypatch, capsys):
     dump, _ = both_stages_read("experiment.yaml")
     assert dump.data["init_args"]["normalize"] == "hf:../vit"
     assert main(DUMP) == 0
-    assert main([*TRAIN, "--optimizer.lr", "0.01"]) == 0
+    assert main([*TRAIN, "--optimizer.lr", "0.03", "--distill.losses", "{kd_loss: 1}"]) == 0
     first, last = first_and_last("test_teacher_kl")
     assert last < first
 
@@ -291,6 +295,22 @@ def test_a_corrupt_image_ends_the_dump_with_its_name(tmp_path, monkeypatch, caps
     assert "dog/003.png cannot be read as an image" in capsys.readouterr().err
 
 
+def test_the_guide_shows_what_is_typed(tmp_path, capsys):
+    """Each ``init`` of it works, and the lines below it are those that it prints itself."""
+    write_classes(tmp_path / "photos", 20)
+    Path("text.txt").write_text(TEXT)
+    guide = (ROOT / "docs" / "init.md").read_text()
+    shown = [
+        block.splitlines() for block in re.findall(r"^```bash\n(.*?)^```$", guide, re.M | re.S)
+    ]
+    inits = [block for block in shown if block[0].startswith("kdcache init")]
+    for first, *others in inits:
+        assert main([*shlex.split(first)[1:], "--force"]) == 0
+        printed = commands(capsys.readouterr().out)
+        assert others in ([], [line for line in printed if not line.startswith("pip install")])
+    assert len(inits) == 5
+
+
 def test_the_project_is_quick_to_make():
     """No torch: it would take seconds."""
     code = "import sys; from kdcache import cli; cli.main(['init', 'custom'])"
@@ -305,7 +325,24 @@ def test_the_project_is_quick_to_make():
 
 
 @pytest.mark.parametrize(
-    "value", ["a/b.txt", "no", "12", "1e-3", "with space", "täglich", "# x", 'say "x"', ".", 7]
+    "value",
+    [
+        "a/b.txt",
+        "hf:../a",
+        "x: y",
+        "a:",
+        "no",
+        "12",
+        "1e-3",
+        "with space",
+        "täglich",
+        "# x",
+        'say "x"',
+        ".",
+        7,
+        5e-5,
+        0.01,
+    ],
 )
 def test_values_are_read_back_as_they_are(value):
     assert yaml.safe_load(f"x: {yaml_text(value)} # note")["x"] == value

@@ -103,14 +103,14 @@ def test_batches_hold_the_text(tmp_path, byte_tokenizer):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"tokenizer": "nowhere/at-all"}, "there is no tokenizer 'nowhere/at-all'"),
+        ({"tokenizer": "./nowhere"}, "there is no tokenizer './nowhere': no folder here"),
+        ({"tokenizer": "not a name"}, "there is no tokenizer 'not a name'"),
         ({"tokenizer": "", "sequence_length": 1}, "data.sequence_length is at least 2"),
         ({"tokenizer": "", "batch_size": 0}, "data.batch_size is at least 1"),
         ({"tokenizer": "", "held_out": 2.0}, "held_out is a share"),
     ],
 )
-def test_wrong_arguments(tmp_path, monkeypatch, arguments, says):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_wrong_arguments(tmp_path, arguments, says):
     (tmp_path / "x.txt").write_text(TEXT)
     with pytest.raises(UsageError, match=says):
         TextFiles(str(tmp_path), **arguments)

@@ -94,9 +94,9 @@ def _refuse_elsewhere(given: Raw, file: Path, kind: type, command: str) -> None:
         if beside and importlib.util.find_spec(module) is None:
             words = shlex.join(["kdcache", command, "-c", file.name])
             raise UsageError(
-                f"{file} names {path}, and {beside[0].name} stands beside it, where it is not "
-                f"found: modules and paths are those of the current folder, {Path.cwd()}. Run it "
-                f"there: cd {shlex.quote(str(folder))} && {words}"
+                f"{file} names {path}, and {beside[0].name} stands beside it. But modules and "
+                f"paths are looked for in the current folder, {Path.cwd()}. Run it beside them: "
+                f"cd {shlex.quote(str(folder))} && {words}"
             )
 
 
