@@ -22,6 +22,9 @@ from kdcache.paths import local_path
 IGNORE_INDEX = -100
 """The label where there is no token, only padding."""
 
+_FOLDER = (".", "/", "~")
+"""What a name begins with that can be no name on the hub: it is not asked, which may take long."""
+
 Sample = dict[str, Tensor]
 
 
@@ -161,15 +164,17 @@ def load_tokenizer(name: str) -> Any:
             'tokenizers need transformers, which is not installed: pip install "kdcache[hf]"'
         ) from error
     try:
-        if name.startswith((".", "/", "~")):  # a folder for certain: the hub is not asked
+        if name.startswith(_FOLDER):
             folder = local_path(name, "data.tokenizer")
             if not folder.is_dir():
                 raise FileNotFoundError(name)
             return AutoTokenizer.from_pretrained(str(folder))
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
+        where = "no folder here that has one"
+        if not name.startswith(_FOLDER):
+            where += ", and none of this name could be had from the Hugging Face hub"
         raise UsageError(
-            f"there is no tokenizer {name!r}: no folder here that has one, and none of this name "
-            "could be had from the Hugging Face hub. Where a script trains it, such as "
+            f"there is no tokenizer {name!r}: {where}. Where a script trains it, such as "
             "train_teacher.py, run that first; else correct data.tokenizer."
         ) from error
