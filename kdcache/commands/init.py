@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
 from kdcache.commands.inspect import Parser
-from kdcache.commands.project import Model, Value, project_files
-from kdcache.datasets import class_folders, find_images, plain_text, read_texts
+from kdcache.commands.project import Model, project_files
+from kdcache.commands.project_plan import Plan, plan_images, plan_text, seen_from
+from kdcache.datasets import class_folders, plain_text
 from kdcache.errors import UsageError, suggest
 from kdcache.paths import local_path
 
@@ -22,27 +20,6 @@ KINDS = {
     "text": "plain text files, for causal language models; no code of your own is needed",
     "custom": "anything else: a dataset and two models in Python, to be replaced by yours",
 }
-
-# Networks that are trained from nothing see small images; published ones were made for 224 pixels.
-_LARGEST_OWN, _SMALLEST_OWN, _PUBLISHED = 64, 16, 224
-_NUM_STEPS = 800  # of a student's training, about: a minute or two for a small one on a CPU
-_BYTES_PER_TOKEN = 4  # of English text, roughly
-_VOCABULARY = 2000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is to be written, before anything is.
-
-    Attributes:
-        values: what the words in capitals of the templates stand for.
-        about: the data, in a line for people.
-        needs: packages that the project imports -> what installs them.
-    """
-
-    values: Mapping[str, Value]
-    about: str
-    needs: Mapping[str, str]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -53,9 +30,9 @@ def run(arguments: Sequence[str]) -> int:
     student = _model(options.student, "--student", folder)
     _check_combination(options, teacher, student)
     if options.kind == "image-folder":
-        plan = _plan_images(options, folder, teacher, student)
+        plan = plan_images(options.data, folder, teacher, student, image_size=options.image_size)
     elif options.kind == "text":
-        plan = _plan_text(options, folder, teacher, student)
+        plan = plan_text(options.data, folder, teacher, student)
     else:
         plan = Plan(values={}, about="a made-up problem, for a start", needs={})
     files = project_files(options.kind, plan.values, teacher=teacher, student=student)
@@ -117,7 +94,7 @@ def _model(word: str | None, option: str, folder: Path) -> Model:
     if is_path and not local_path(name, option).is_dir():
         raise UsageError(f"{option}: there is no folder {name}.")
     if is_path or Path(name).is_dir():
-        seen = _seen_from(folder, name)
+        seen = seen_from(folder, name)
         return Model(source="hf", name=seen if seen.startswith((".", "/")) else f"./{seen}")
     return Model(source="hf", name=name)
 
@@ -147,91 +124,6 @@ def _check_combination(options: argparse.Namespace, teacher: Model, student: Mod
             f"say where your data are: kdcache init {kind} FOLDER --data PATH. Expected "
             f"{what}:\n{module.TREE.format(root='PATH')}"
         )
-
-
-def _plan_images(options: argparse.Namespace, folder: Path, teacher: Model, student: Model) -> Plan:
-    found = find_images(options.data)
-    num_train = len(found.splits[class_folders.TRAIN])
-    published = [model for model in (teacher, student) if model.source != "own"]
-    size = options.image_size or (_PUBLISHED if published else _usual_size(found))
-    batch_size = 64 if num_train >= 640 else 16
-    is_pretrained = student.source != "own"
-    others = ", ".join(
-        f"{len(images):,} to validate on ({name})"
-        for name, images in found.splits.items()
-        if name != class_folders.TRAIN
-    )
-    return Plan(
-        values={
-            "DATA_PATH": _seen_from(folder, options.data),
-            "NUM_CLASSES": len(found.class_names),
-            "IMAGE_SIZE": size,
-            "BATCH_SIZE": batch_size,
-            "NORMALIZE": _normalize(published, folder),
-            "TEACHER_NAME": teacher.name,
-            "STUDENT_NAME": student.name,
-            "LEARNING_RATE": 1e-4 if is_pretrained else 1e-2,
-            "MAX_EPOCHS": 3 if is_pretrained else _epochs(num_train / batch_size, 30),
-        },
-        about=f"{len(found.class_names)} classes, {num_train:,} images to train on, {others}; "
-        f"resized to {size} pixels",
-        needs={"PIL": '"kdcache[images]"', **_needs(published)},
-    )
-
-
-def _plan_text(options: argparse.Namespace, folder: Path, teacher: Model, student: Model) -> Plan:
-    files = plain_text.find_texts(options.data)
-    text = read_texts(options.data)
-    num_bytes = sum(len(one.encode()) for one in text.train)
-    blocks = num_bytes / _BYTES_PER_TOKEN / 128
-    is_pretrained = student.source != "own"
-    held = sum(len(one.encode()) for one in text.val)
-    number = "1 file" if len(files) == 1 else f"{len(files):,} files"
-    return Plan(
-        values={
-            "DATA_PATH": _seen_from(folder, options.data),
-            "TEACHER_NAME": teacher.name or "./teacher",
-            "STUDENT_NAME": student.name,
-            "VOCABULARY": _VOCABULARY,
-            "LEARNING_RATE": 5e-5 if is_pretrained else 1e-2,
-            "MAX_EPOCHS": 1 if is_pretrained else _epochs(blocks / 16, 10),
-        },
-        about=f"{number}, {num_bytes:,} bytes to train on, {held:,} to validate on (val)",
-        needs={"transformers": '"kdcache[hf]"'},
-    )
-
-
-def _usual_size(found: class_folders.FoundImages) -> int:
-    """The shorter side that is usual among the images, neither very small nor large, in pixels."""
-    usual = int(median(min(size) for size in class_folders.image_sizes(found)))
-    return min(max(usual, _SMALLEST_OWN), _LARGEST_OWN)
-
-
-def _normalize(published: Sequence[Model], folder: Path) -> str:
-    """As the teacher wants its pixels, or the student where the teacher is trained here."""
-    if not published:
-        return "imagenet"
-    first = published[0]
-    if (folder / first.name).is_dir() and not (
-        folder / first.name / "preprocessor_config.json"
-    ).is_file():
-        return "imagenet"
-    return f"{first.source}:{first.name}"
-
-
-def _needs(published: Sequence[Model]) -> dict[str, str]:
-    installed_by = {"hf": ("transformers", '"kdcache[hf]"'), "timm": ("timm", "timm")}
-    return dict(installed_by[model.source] for model in published)
-
-
-def _epochs(num_batches: float, most: int) -> int:
-    return min(max(round(_NUM_STEPS / num_batches), 2), most)
-
-
-def _seen_from(folder: Path, path: str) -> str:
-    """A path as commands in the project's folder reach it; an absolute one stays."""
-    given = local_path(path, "the path")
-    return str(given) if given.is_absolute() else os.path.relpath(given, folder)
 
 
 def _write(folder: Path, files: Mapping[str, str], *, is_forced: bool) -> None:
