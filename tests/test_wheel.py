@@ -19,7 +19,7 @@ def test_a_built_wheel_installs_and_runs(tmp_path):
         names = set(archive.namelist())
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "kdcache").rglob("*.py")}
     assert sources <= names
-    templates = (ROOT / "kdcache" / "templates").rglob("*.yaml")
+    templates = (ROOT / "kdcache/project/templates").rglob("*.yaml")
     assert {str(path.relative_to(ROOT)) for path in templates} < names
     assert "kdcache/store/FORMAT.md" in names
     assert not any(name.startswith(("tests/", "examples/", "scripts/")) for name in names)

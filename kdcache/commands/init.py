@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from kdcache.commands.inspect import Parser
-from kdcache.commands.project import Model, project_files
-from kdcache.commands.project_plan import Plan, plan_images, plan_text, seen_from
+from kdcache.commands.terminal.parser import Parser
 from kdcache.datasets import class_folders, plain_text
 from kdcache.errors import UsageError, suggest
 from kdcache.paths import local_path
+from kdcache.project.files import Model, project_files
+from kdcache.project.plan import Plan, plan_images, plan_text, seen_from
 
 KINDS = {
     "image-folder": "class folders of images; no code of your own is needed",

@@ -1,9 +1,9 @@
 """Data that needs no code of the user's: class folders of images, and plain text files.
 
-``ImageFolder`` and ``TextFiles`` are data objects for an experiment's ``data:`` section. Behind the
-other doors: ``class_folders`` and ``plain_text`` find files and read them without torch, so that
-``kdcache init`` is quick; ``preprocessing`` asks a published model how its images are normalised.
-The one invariant: a sample is the same bits each time it is read. Nothing random touches it.
+``image_folder`` and ``text_files`` have the objects ``ImageFolder`` and ``TextFiles`` for the
+``data:`` section of an experiment. ``class_folders`` and ``plain_text`` find and read files without
+torch, so that ``kdcache init`` is quick; ``preprocessing`` asks a published model how its images are
+normalised. The one invariant: a sample is the same bits each time it is read. Nothing is random.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from kdcache.commands.project import Model, Value
 from kdcache.datasets import class_folders, find_images, plain_text, read_texts
 from kdcache.paths import local_path
+from kdcache.project.files import Model, Value
 
 # Networks that are trained from nothing see small images; published ones were made for 224 pixels.
 _LARGEST_OWN, _SMALLEST_OWN, _PUBLISHED = 64, 16, 224

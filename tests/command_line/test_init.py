@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from kdcache.cli import main
-from kdcache.commands.project import yaml_text
 from kdcache.config import parse, read_file
 from kdcache.experiment import DumpExperiment, StudentExperiment
+from kdcache.project.files import yaml_text
 from tests.datasets.images import write_classes
 
 transformers = pytest.importorskip("transformers")

@@ -1,4 +1,4 @@
-"""The files of a new project: templates of ``kdcache/templates``, with this project's values.
+"""The files of a new project: the templates beside this file, with this project's values.
 
 Text in, text out: nothing is written here, and nothing heavy is imported.
 """
@@ -71,8 +71,8 @@ def project_files(
 
 
 def template(folder: str, name: str) -> str:
-    """A file of ``kdcache/templates``, as text."""
-    path = resources.files("kdcache") / "templates" / folder / name
+    """A file of ``kdcache/project/templates``, as text."""
+    path = resources.files("kdcache.project") / "templates" / folder / name
     return path.read_text(encoding="utf-8")
 
 
