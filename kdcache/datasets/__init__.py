@@ -2,8 +2,8 @@
 
 ``image_folder`` and ``text_files`` have the objects ``ImageFolder`` and ``TextFiles`` for the
 ``data:`` section of an experiment. ``class_folders`` and ``plain_text`` find and read files without
-torch, so that ``kdcache init`` is quick; ``preprocessing`` asks a published model how its images are
-normalised. The one invariant: a sample is the same bits each time it is read. Nothing is random.
+torch, so that ``kdcache init`` is quick; ``preprocessing`` asks a published model how its images
+are normalised. The one invariant: a sample is the same bits each time it is read.
 """
 
 from __future__ import annotations

@@ -299,7 +299,7 @@ def test_the_guide_shows_what_is_typed(tmp_path, capsys):
     """Each ``init`` of it works, and the lines below it are those that it prints itself."""
     write_classes(tmp_path / "photos", 20)
     Path("text.txt").write_text(TEXT)
-    guide = (ROOT / "docs" / "init.md").read_text()
+    guide = (ROOT / "docs" / "start.md").read_text()
     shown = [
         block.splitlines() for block in re.findall(r"^```bash\n(.*?)^```$", guide, re.M | re.S)
     ]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
-from PIL import Image
 
+from tests.docs.data import photos
 from tests.docs.documents import (
     DOCUMENTS,
     MAIN,
@@ -51,17 +51,6 @@ def checkout(tmp_path, monkeypatch):
 
 def bash(*documents: str) -> list[str]:
     return [block for document in documents for block in blocks(document, "bash")]
-
-
-def photos(folder: Path) -> None:
-    """Class folders of images, whose class is told by their colour."""
-    colours = np.random.default_rng(0)
-    for number, name in enumerate(("cat", "dog")):
-        (folder / "photos" / name).mkdir(parents=True)
-        for image in range(40):
-            pixels = colours.integers(0, 120, (24, 30, 3), dtype=np.uint8)
-            pixels[..., number] += 120
-            Image.fromarray(pixels).save(folder / "photos" / name / f"{image:04}.png")
 
 
 def log_probabilities(folder: Path) -> None:
