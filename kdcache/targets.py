@@ -60,8 +60,17 @@ class SoftTargets(ABC):
         return dataclasses.replace(self, **tensors)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same targets on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same targets on another device; from pinned memory to a GPU never with a wait.
+
+        Lightning asks for ``non_blocking`` where it moves tensors, and not here: every step would
+        wait until the device has done all before it.
+        """
+        to_gpu = torch.device(device).type == "cuda"
+        return self._map(
+            lambda tensor: tensor.to(
+                device, non_blocking=non_blocking or (to_gpu and tensor.is_pinned())
+            )
+        )
 
     def pin_memory(self) -> Self:
         """The same targets in page-locked memory (called by a DataLoader that pins)."""

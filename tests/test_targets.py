@@ -51,6 +51,18 @@ def test_to_moves_every_tensor_and_nothing_else(targets):
     assert "meta" not in {value.device.type for value in tensors(targets).values()}
 
 
+@pytest.mark.parametrize("is_pinned", [False, True])
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda", 1), "meta"])
+def test_pinned_targets_go_to_a_gpu_without_a_wait(monkeypatch, device, is_pinned):
+    asked, targets = [], topk()
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: is_pinned)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, device, non_blocking: asked.append(non_blocking) or self
+    )
+    targets.to(device)
+    assert asked == [is_pinned and device != "meta"] * 5
+
+
 def test_pin_memory_pins_every_tensor(monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)

@@ -153,7 +153,8 @@ def draws_of(keys: Tensor, num_positions: Tensor, num_rows: int) -> Tensor:
     """The same from (B,) int64 keys, on the counts' device."""
     device = num_positions.device
     first = num_positions.cumsum(0) - num_positions
-    both = torch.stack([keys.to(device), first], dim=-1)
+    # A copy that blocks would wait until the teacher is done with the batch.
+    both = torch.stack([keys.to(device, non_blocking=True), first], dim=-1)
     # output_size is known, so that nothing waits for the sum of the counts.
     repeated = both.repeat_interleave(num_positions, dim=0, output_size=num_rows)
     places = torch.arange(num_rows, device=device) - repeated[:, 1]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data._utils import pin_memory as pinning
 
 from kdcache.columns import FINGERPRINT, KEY, Array
 from kdcache.data.samples import sources
@@ -35,6 +36,11 @@ class KeyedBatch:
     samples: tuple[int, ...]
     identity: dict[str, Array]
     batch: Any
+
+    def pin_memory(self) -> KeyedBatch:
+        """Called by a DataLoader that pins, which knows the user's batch only behind it."""
+        pinned = pinning.pin_memory(self.batch)  # type: ignore[no-untyped-call]
+        return replace(self, batch=pinned)
 
 
 class KeyedDataset(Dataset[Any]):
@@ -117,6 +123,10 @@ class StreamItem:
     ends_shard: bool = False
     fingerprints: Array | None = None
     length: int | None = None
+
+    def pin_memory(self) -> StreamItem:
+        """See :meth:`KeyedBatch.pin_memory`."""
+        return replace(self, keyed=None if self.keyed is None else self.keyed.pin_memory())
 
 
 class KeyedStream(IterableDataset[StreamItem]):
