@@ -2,6 +2,8 @@
 
     python -m scripts.live_teacher [--pair resnet] [--images 3200] [--turns 5]
 
+(scripts/gpu_check does the same on a GPU, in one process, with ``--pair photos``.)
+
 Three trainings of one student, each in processes of its own, that take turns: on cached targets
 through kdcache.train_student; the same LightningModule, objective and loader with the live teacher
 asked in every step; and plain cross entropy on labels, which needs no teacher at all. Images are
@@ -13,6 +15,7 @@ imported. Ratios are taken turn by turn. Linux, on the CPU.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import statistics
@@ -34,17 +37,58 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kdcache
 from examples.mnist.resnet import resnet18, resnet34, small_student, small_teacher
-from kdcache.data.join.dataset import JoinedBatch
 from kdcache.targets import DenseTargets
 from scripts.peak_memory import Measured, measure
-from scripts.timing import Spread, Turn, show
+from scripts.timing import Spread, Turn, settle, show
 
 Make = Callable[[], nn.Module]
-PAIRS: dict[str, tuple[Make, Make]] = {
-    "resnet": (resnet34, resnet18),
-    "small": (small_teacher, partial(small_student, width=8)),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two models and what they are shown.
+
+    Attributes:
+        teacher: makes it.
+        student: makes it.
+        shape: of an image.
+        num_classes: of both.
+        batch: images of a step.
+    """
+
+    teacher: Make
+    student: Make
+    shape: tuple[int, ...] = (1, 28, 28)
+    num_classes: int = 10
+    batch: int = 64
+
+
+def photo_net(name: str) -> nn.Module:
+    """One of scripts/image_nets.py, which alone needs transformers."""
+    from scripts import image_nets
+
+    return getattr(image_nets, name)()
+
+
+PAIRS: dict[str, Pair] = {
+    "resnet": Pair(teacher=resnet34, student=resnet18),
+    "small": Pair(teacher=small_teacher, student=partial(small_student, width=8)),
+    "photos": Pair(
+        teacher=partial(photo_net, "resnet50"),
+        student=partial(photo_net, "resnet18"),
+        shape=(3, 224, 224),
+        num_classes=1000,
+        batch=128,
+    ),
+    "tiny photos": Pair(
+        teacher=partial(photo_net, "tiny_resnet"),
+        student=partial(photo_net, "tiny_resnet"),
+        shape=(3, 32, 32),
+        num_classes=1000,
+        batch=8,
+    ),
 }
-BATCH, EPOCHS, NUM_CLASSES = 64, 2, 10
+EPOCHS = 2
 LOSSES = {"kd_loss": 0.9, "student_loss": 0.1}
 IMPORTS = ("kdcache.train.run", "kdcache.train.module", "examples.mnist.resnet")
 
@@ -57,22 +101,28 @@ class Job:
         pair: of models.
         images: of an epoch.
         cache: of the teacher.
-        threads: of torch.
+        threads: of torch; None: as they are.
+        accelerator: of Lightning.
+        workers: of the loader; with any it also pins memory.
     """
 
     pair: str
     images: int
     cache: Path
-    threads: int
+    threads: int | None
+    accelerator: str = "cpu"
+    workers: int = 0
 
 
 class EpochClock(pl.Callback):
     """What the latest epoch took."""
 
     def on_train_epoch_start(self, *_: object) -> None:
+        settle()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def on_train_epoch_end(self, *_: object) -> None:
+        settle()
         self._wall, self._cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
 
     def __str__(self) -> str:
@@ -80,9 +130,9 @@ class EpochClock(pl.Callback):
         return f"{self._wall} {self._cpu}"
 
 
-def turn_of(measured: Measured) -> Turn:
-    """The epoch that a process has sent back."""
-    wall, cpu = map(float, measured.remark.split())
+def turn_of(epoch: str) -> Turn:
+    """The epoch that a way of training has sent back."""
+    wall, cpu = map(float, epoch.split())
     return Turn(wall_s=wall, cpu_s=cpu)
 
 
@@ -93,30 +143,47 @@ class BesideTheTeacher(kdcache.StudentModule):
         super().__init__(student, **options)
         self._teacher = [teacher.eval().requires_grad_(False)]  # no part of the module
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._teacher[0].to(self.device)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         user_batch = batch.batch
         with torch.inference_mode():
             logits = self._teacher[0](user_batch[0])
         targets = DenseTargets(
             num_positions=torch.ones(len(logits), dtype=torch.int64),
-            num_classes=NUM_CLASSES,
+            num_classes=logits.shape[-1],
             values=logits,
         )
-        joined = batch._replace(batch=JoinedBatch(user_batch, targets))
+        joined = batch._replace(batch=kdcache.JoinedBatch(user_batch, targets))
         return super().training_step(joined, batch_idx)
 
 
-def loader(images: int) -> DataLoader[tuple[Tensor, ...]]:
+def loader(job: Job) -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(
+        data(job.pair, job.images),
+        batch_size=PAIRS[job.pair].batch,
+        shuffle=True,
+        num_workers=job.workers,
+        pin_memory=job.workers > 0,
+        persistent_workers=job.workers > 0,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def data(pair: str, images: int) -> TensorDataset:
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(images, 1, 28, 28, generator=generator)
-    labels = torch.randint(NUM_CLASSES, (images,), generator=generator)
-    return DataLoader(TensorDataset(pixels, labels), batch_size=BATCH, shuffle=True)
+    pixels = torch.rand(images, *PAIRS[pair].shape, generator=generator)
+    labels = torch.randint(PAIRS[pair].num_classes, (images,), generator=generator)
+    return TensorDataset(pixels, labels)
 
 
-def settings(clock: EpochClock) -> dict[str, Any]:
+def settings(clock: EpochClock, job: Job) -> dict[str, Any]:
     return {
         "max_epochs": EPOCHS,
-        "accelerator": "cpu",
+        "accelerator": job.accelerator,
+        "devices": 1,
         "callbacks": [clock],
         "enable_checkpointing": False,
     }
@@ -124,10 +191,10 @@ def settings(clock: EpochClock) -> dict[str, Any]:
 
 def models(job: Job) -> tuple[Make, nn.Module]:
     """How the teacher is made, and the student."""
-    torch.set_num_threads(job.threads)
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
     torch.manual_seed(1)
-    make_teacher, make_student = PAIRS[job.pair]
-    return make_teacher, make_student()
+    return PAIRS[job.pair].teacher, PAIRS[job.pair].student()
 
 
 def cached(job: Job, losses: dict[str, float] | None = None) -> str:
@@ -137,13 +204,13 @@ def cached(job: Job, losses: dict[str, float] | None = None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         kdcache.train_student(
             student,
-            loader(job.images),
+            loader(job),
             job.cache,
             losses=losses or LOSSES,
             temperature=4.0,
             output=Path(folder) / "run",
             progress=False,
-            trainer=settings(clock),
+            trainer=settings(clock, job),
         )
     return str(clock)
 
@@ -152,12 +219,12 @@ def own_trainer(module: kdcache.StudentModule, job: Job) -> str:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
     clock = EpochClock()
-    options = settings(clock) | {
+    options = settings(clock, job) | {
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    pl.Trainer(**options).fit(module, module.windowed(loader(job.images)))
+    pl.Trainer(**options).fit(module, module.windowed(loader(job)))
     return str(clock)
 
 
@@ -210,15 +277,15 @@ def main() -> None:
         make_teacher, _ = models(job)
         started = time.perf_counter()
         kdcache.dump_teacher(
-            make_teacher(), loader(job.images), job.cache, accelerator="cpu", progress=False
+            make_teacher(), loader(job), job.cache, accelerator="cpu", progress=False
         )
         dump_s = time.perf_counter() - started
         found: dict[str, list[Measured]] = {name: [] for name in WAYS}
         for _ in range(arguments.turns):
             for name, way in WAYS.items():
                 found[name].append(measure(way, job, imports=IMPORTS, title=name))
-    title = f"{job.pair}: an epoch of {job.images:,} images, batches of {BATCH}"
-    epochs = {name: [turn_of(one) for one in turns] for name, turns in found.items()}
+    title = f"{job.pair}: an epoch of {job.images:,} images, batches of {PAIRS[job.pair].batch}"
+    epochs = {name: [turn_of(one.remark) for one in turns] for name, turns in found.items()}
     show(f"{title}, {job.threads} threads", epochs, "s")
     show_memory(found)
     print(f"the dump took {dump_s:.1f} s, once")

@@ -17,13 +17,15 @@ said beside: hidden states' gradient for the last way. On a GPU, numbers are bfl
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +36,8 @@ from torch import Tensor
 from kdcache.losses import fused_losses, kd_loss
 from kdcache.outputs import DeferredLogits
 from kdcache.targets import TopKTargets
-from scripts.peak_memory import available_bytes, forget_peak, memory_of
+from scripts.peak_memory import available_bytes, peak_here
+from scripts.timing import clocked
 
 K, WIDTH = 32, 512
 KD, CROSS_ENTROPY = 0.9, 0.1
@@ -69,56 +72,62 @@ WAYS: Mapping[str, Head] = {
 }
 
 
-def problem(
-    classes: int, positions: int, device: torch.device
-) -> tuple[DeferredLogits, TopKTargets, Tensor]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
     """Hidden states and layer, targets (K random classes each), labels; nothing of (P, C)."""
-    torch.manual_seed(0)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    options = {"device": device, "dtype": dtype}
-    hidden = torch.randn(positions, WIDTH, **options).requires_grad_()
-    weight = (torch.randn(classes, WIDTH, **options) / WIDTH**0.5).requires_grad_()
-    first = torch.randint(classes, (positions, 1), device=device)
-    log_p = torch.randn(positions, K + 1, device=device).log_softmax(-1)
-    order = log_p[:, :K].sort(descending=True)
-    targets = TopKTargets(
-        ids=((first + 997 * torch.arange(K, device=device)) % classes).int(),
-        log_p=order.values.half(),
-        tail_log_sums=log_p[:, K:],
-        temperatures=(1.0,),
-        num_positions=torch.tensor([positions]),
-        num_classes=classes,
-    )
-    labels = torch.randint(classes, (positions,), device=device)
-    return DeferredLogits(hidden=hidden, weight=weight), targets, labels
+
+    student: DeferredLogits
+    targets: TopKTargets
+    labels: Tensor
+
+    @classmethod
+    def of(cls, classes: int, positions: int, device: torch.device) -> Problem:
+        """A random one, the same at every call."""
+        torch.manual_seed(0)
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        hidden = torch.randn(positions, WIDTH, **options).requires_grad_()
+        weight = (torch.randn(classes, WIDTH, **options) / WIDTH**0.5).requires_grad_()
+        first = torch.randint(classes, (positions, 1), device=device)
+        log_p = torch.randn(positions, K + 1, device=device).log_softmax(-1)
+        order = log_p[:, :K].sort(descending=True)
+        targets = TopKTargets(
+            ids=((first + 997 * torch.arange(K, device=device)) % classes).int(),
+            log_p=order.values.half(),
+            tail_log_sums=log_p[:, K:],
+            temperatures=(1.0,),
+            num_positions=torch.tensor([positions]),
+            num_classes=classes,
+        )
+        labels = torch.randint(classes, (positions,), device=device)
+        return cls(
+            student=DeferredLogits(hidden=hidden, weight=weight), targets=targets, labels=labels
+        )
+
+    def forget(self) -> None:
+        """The gradients of the last turn."""
+        self.student.hidden.grad = self.student.weight.grad = None
+
+    def turn(self, way: str) -> None:
+        """Forward and backward, once."""
+        self.forget()
+        WAYS[way](self.student, self.targets, self.labels).backward()
+
+    def peak_bytes(self, way: str) -> int:
+        """Of one turn, above what is held without gradients."""
+        hidden, weight = self.student.hidden.detach(), self.student.weight.detach()
+        F.linear(hidden[:1], weight)  # its library is loaded, with memory of its own
+        self.forget()
+        return peak_here(functools.partial(self.turn, way), self.student.device)
 
 
 def measure(way: str, classes: int, positions: int, repeats: int) -> dict[str, float]:
     """Peak bytes of the first turn, and the median seconds of those after it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student, targets, labels = problem(classes, positions, device)
-    on_gpu = device.type == "cuda"
-
-    def turn() -> float:
-        student.hidden.grad = student.weight.grad = None
-        started = time.perf_counter()
-        WAYS[way](student, targets, labels).backward()
-        if on_gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    if on_gpu:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        turn()
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        F.linear(student.hidden[:1].detach(), student.weight.detach())  # its library is loaded
-        forget_peak()
-        before = memory_of(os.getpid())["VmRSS"]
-        turn()
-        peak = memory_of(os.getpid())["VmHWM"] - before
-    return {"bytes": peak, "seconds": statistics.median(turn() for _ in range(repeats))}
+    problem = Problem.of(classes, positions, device)
+    peak = problem.peak_bytes(way)
+    turns = [clocked(functools.partial(problem.turn, way)).wall_s for _ in range(repeats)]
+    return {"bytes": peak, "seconds": statistics.median(turns)}
 
 
 def in_a_process(way: str, classes: int, positions: int, repeats: int) -> dict[str, float] | str:

@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # some of the processes that are measured need no torch
+    import torch
 
 MIB, WATCH_S = 1 << 20, 0.005
 
@@ -88,6 +91,24 @@ def _run(phase: Callable[[Any], str], job: Any, watcher: Connection) -> None:
     remark = phase(job)
     seconds = time.perf_counter() - started
     watcher.send((seconds, remark, memory_of(os.getpid())["VmHWM"]))
+
+
+def peak_here(run: Callable[[], object], device: torch.device) -> int:
+    """Peak bytes of a function in this process above what was held before it.
+
+    On a GPU of what torch's allocator has handed out; else of the whole process, by the kernel.
+    """
+    if device.type == "cuda":
+        import torch
+
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    forget_peak()
+    before = memory_of(os.getpid())["VmRSS"]
+    run()
+    return memory_of(os.getpid())["VmHWM"] - before
 
 
 def available_bytes() -> int:

@@ -14,11 +14,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-_MAX_DIGITS = 3
+Name = TypeVar("Name")
+
+_MAX_DIGITS, _LEAST_TURNS = 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,29 +97,48 @@ def _rounded(value: float, digits: int) -> str:
     return f"{round(value, digits):,.{max(0, digits)}f}"
 
 
+def settle() -> None:
+    """Wait for what a GPU was told to do; nothing where none is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def clocked(way: Callable[[], object]) -> Turn:
-    """Run something once."""
+    """Run something once, with what it tells a GPU to do, and nothing that was told before."""
+    settle()
     wall, cpu = time.perf_counter(), time.process_time()
     way()
+    settle()
     return Turn(wall_s=time.perf_counter() - wall, cpu_s=time.process_time() - cpu)
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], object]], repeats: int, *, warm_up: int = 1
-) -> dict[str, list[Turn]]:
+    ways: Mapping[Name, Callable[[], object]],
+    repeats: int,
+    *,
+    warm_up: int = 1,
+    until: float = math.inf,
+) -> dict[Name, list[Turn]]:
     """Run all ways in turn, again and again.
 
     Args:
         ways: name -> what is run.
         repeats: counted turns of each.
         warm_up: turns before them that do not count.
+        until: by ``time.perf_counter()``: a round that would end later, if it took as long as the
+            one before, is not begun. Two are run in any case, since a spread needs them.
     """
-    taken: dict[str, list[Turn]] = {name: [] for name in ways}
+    taken: dict[Name, list[Turn]] = {name: [] for name in ways}
+    round_s = 0.0
     for repeat in range(warm_up + repeats):
+        started = time.perf_counter()
+        if repeat >= warm_up + _LEAST_TURNS and started + round_s > until:
+            break
         for name, way in ways.items():
             turn = clocked(way)
             if repeat >= warm_up:
                 taken[name].append(turn)
+        round_s = time.perf_counter() - started
     return taken
 
 

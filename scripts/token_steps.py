@@ -17,7 +17,7 @@ import argparse
 import functools
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import kdcache
-from kdcache.data.batch.forward import forward
-from kdcache.data.batch.section import parse_mapping
+from kdcache import DeferredLogits, forward
 from kdcache.losses import Objective
-from kdcache.outputs import DeferredLogits
 from scripts.timing import show, take_turns
 
 VOCABULARY = 50_257
@@ -41,6 +39,7 @@ CODECS = {
     "top-32": kdcache.TopKCodec(k=32),
     "dense": kdcache.DenseCodec(),
 }
+BASE = "transformers' own cross entropy"
 BOTH = {"kd_loss": 0.9, "student_loss": 0.1}
 
 
@@ -80,9 +79,9 @@ WAYS = (
 class Tokens(Dataset[dict[str, Tensor]]):
     """Random sequences of token ids, each its own labels."""
 
-    def __init__(self, number: int, length: int) -> None:
+    def __init__(self, number: int, length: int, vocabulary: int = VOCABULARY) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.ids = torch.randint(VOCABULARY, (number, length), generator=generator)
+        self.ids = torch.randint(vocabulary, (number, length), generator=generator)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,10 +90,12 @@ class Tokens(Dataset[dict[str, Tensor]]):
         return {"input_ids": self.ids[index], "labels": self.ids[index]}
 
 
-def gpt2(length: int, *, layers: int, width: int, heads: int) -> GPT2LMHeadModel:
+def gpt2(
+    length: int, *, layers: int, width: int, heads: int, vocabulary: int = VOCABULARY
+) -> GPT2LMHeadModel:
     """A GPT-2 with random weights."""
     config = GPT2Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         n_positions=length,
         n_embd=width,
         n_layer=layers,
@@ -130,19 +131,34 @@ def over_and_over(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from loader
 
 
+def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch, moved as Lightning moves it."""
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+
+
 def steps(
-    net: GPT2LMHeadModel, plain: DataLoader[Any], cached: Mapping[str, DataLoader[Any]]
+    net: GPT2LMHeadModel,
+    plain: DataLoader[Any],
+    cached: Mapping[str, DataLoader[Any]],
+    ways: Sequence[Way] = WAYS,
 ) -> dict[str, Callable[[], Tensor]]:
-    """Name -> a function that takes the next batch and makes a total with its graph."""
-    batches = over_and_over(plain)
+    """Name -> a function that takes the next batch and makes a total with its graph.
+
+    Args:
+        net: the student, on the device that computes.
+        plain: batches without targets.
+        cached: targets -> the same batches with them.
+        ways: to train; transformers' own loss comes before them.
+    """
+    batches, device = over_and_over(plain), net.lm_head.weight.device
 
     def cross_entropy() -> Tensor:
-        batch = next(batches)
+        batch = on_device(next(batches), device)
         return net(**batch, use_cache=False).loss
 
-    ways: dict[str, Callable[[], Tensor]] = {"transformers' own cross entropy": cross_entropy}
-    mapping = parse_mapping(BATCH, "student")
-    for way in WAYS:
+    made: dict[str, Callable[[], Tensor]] = {BASE: cross_entropy}
+    mapping = kdcache.BatchMapping(**BATCH)
+    for way in ways:
         student = (WithHiddenStates if way.on_hidden else WithLogits)(net)
         objective = Objective(losses=way.losses, temperature=way.temperature)
         joined = over_and_over(cached[way.targets])
@@ -153,13 +169,13 @@ def steps(
             joined: Iterator[Any] = joined,
         ) -> Tensor:
             batch, targets = next(joined)
-            output = forward(student, mapping, batch)
+            output = forward(student, mapping, on_device(batch, device))
             return objective.evaluate(
-                output.all_logits, targets, output.labels, rows=output.rows
+                output.all_logits, targets.to(device), output.labels, rows=output.rows
             ).total
 
-        ways[str(way)] = distil
-    return ways
+        made[str(way)] = distil
+    return made
 
 
 def train(

@@ -54,7 +54,7 @@ def test_the_live_teachers_targets_are_what_a_cache_holds(tmp_path):
     assert len(seen) == 2 * live_teacher.EPOCHS
     assert not any(name.startswith("_teacher") for name in module.state_dict())
     with torch.no_grad():
-        images = torch.cat([images for images, _ in live_teacher.loader(job.images)])
+        images = torch.cat([images for images, _ in live_teacher.loader(job)])
         known, found = teacher(images), seen[0].logits()
     # Each is the logits of one image, which ran in another batch here: equal but for rounding.
     distance, image = (found[:, None] - known).abs().amax(-1).min(1)
