@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -99,7 +99,8 @@ def _rounded(value: float, digits: int) -> str:
 
 def settle() -> None:
     """Wait for what a GPU was told to do; nothing where none is in use."""
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")  # who only reads figures needs none
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
