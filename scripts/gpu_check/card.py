@@ -30,8 +30,6 @@ def describe(device: str) -> dict[str, Any]:
         "driver": _driver(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cudnn_allows_tf32": torch.backends.cudnn.allow_tf32,
     }
 
 

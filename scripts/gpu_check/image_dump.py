@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +35,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
     """Random images with labels; the same few over and over, since what they show costs nothing."""
 
     def __init__(self, number: int, side: int) -> None:
-        generator = torch.Generator().manual_seed(0)
         self._number = number
-        self._pixels = torch.rand(min(number, _DISTINCT), 3, side, side, generator=generator)
+        self._pixels = _pixels(side)
 
     def __len__(self) -> int:
         return self._number
@@ -45,6 +45,11 @@ class Photos(Dataset[tuple[Tensor, int]]):
         if not 0 <= index < self._number:
             raise IndexError(index)
         return self._pixels[index % _DISTINCT], index % image_nets.NUM_CLASSES
+
+
+@functools.cache
+def _pixels(side: int) -> Tensor:
+    return torch.rand(_DISTINCT, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def measure(setting: Setting, clock: Clock) -> Iterator[Figure]:

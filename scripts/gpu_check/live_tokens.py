@@ -56,9 +56,7 @@ def measure(setting: Setting, clock: Clock) -> Iterator[Figure]:
         progress=False,
     )
     teacher.to("cpu")
-    joined = kdcache.CachedDataset(
-        batches.dataset, cache["train"], batch=BATCH, local_copy=setting.folder / "local"
-    )
+    joined = kdcache.CachedDataset(batches.dataset, cache["train"], batch=BATCH)
     student = texts.student(device)
     way = Way(targets="top-32", losses=BOTH)
     plain, cached = steps(student, batches, {"top-32": joined.loader_like(batches)}, [way]).values()

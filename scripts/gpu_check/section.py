@@ -91,6 +91,8 @@ class Figure:
             return str(
                 Spread(median=self.median, low=self.low, high=self.high, num=max(2, self.turns))
             )
+        if isinstance(self.median, int):  # counted
+            return f"{self.median:,}"
         if self.median == 0 or not math.isfinite(self.median):
             return f"{self.median:g}"
         return f"{self.median:,.{max(0, 2 - math.floor(math.log10(abs(self.median))))}f}"

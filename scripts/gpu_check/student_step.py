@@ -123,11 +123,6 @@ def _joined(setting: Setting, sizes: _Sizes, plain: DataLoader[Any]) -> dict[str
             accelerator=setting.device,
             progress=False,
         )
-        joined = kdcache.CachedDataset(
-            plain.dataset,
-            cache["train"],
-            batch=BATCH,
-            local_copy=setting.folder / "local",
-        )
+        joined = kdcache.CachedDataset(plain.dataset, cache["train"], batch=BATCH)
         found[targets] = joined.loader_like(plain)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import multiprocessing
+import os
 import sys
 import time
 import traceback
@@ -67,7 +68,7 @@ class Worker:
         """Run a section.
 
         Args:
-            section: a module of this package.
+            section: a module of this package, or one with its whole path.
             setting: that it is given.
             budget_s: after this no further turn is begun.
             limit_s: after this the process is ended.
@@ -128,8 +129,10 @@ def _serve(connection: Connection, device: str) -> None:
 
 
 def _measure(connection: Connection, section: str, setting: Setting, budget_s: float) -> str:
-    module = importlib.import_module(f"scripts.gpu_check.{section}")
+    path = section if "." in section else f"scripts.gpu_check.{section}"
+    module = importlib.import_module(path)
     _quiet()
+    os.environ["KDCACHE_LOCAL"] = str(setting.folder / "local")
     clock = Clock(budget_s)
     for figure in module.measure(setting, clock):
         connection.send(figure)

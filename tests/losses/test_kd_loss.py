@@ -381,20 +381,3 @@ def test_refused_temperatures(temperature):
     student, teacher = pair()
     with pytest.raises(UsageError, match="positive number"):
         kd_loss(student, dense(teacher), temperature)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("k", [None, 3])
-def test_on_cuda_without_waiting_for_the_device(k):
-    student, teacher = pair()
-    targets = dense(teacher) if k is None else topk(teacher, k)
-    wanted, wanted_gradient = evaluate(student, targets, 2.0)
-    moved, targets = student.cuda(), targets.to("cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        result, gradient = evaluate(moved, targets, 2.0)
-        mean = result.mean()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(mean.cpu(), wanted.mean())
-    torch.testing.assert_close(gradient.cpu(), wanted_gradient)
