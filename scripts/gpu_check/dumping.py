@@ -84,7 +84,9 @@ class Job:
         )
 
 
-def rates(job: Job, ways: Sequence[Way], clock: Clock, repeats: int) -> Iterator[Figure]:
+def rates(
+    job: Job, ways: Sequence[Way], clock: Clock, *, repeats: int, warm_up: int
+) -> Iterator[Figure]:
     """Rate of each way, and its ratio to the first, the bare loop; and the look of each dump."""
     numbers = itertools.count()
     runs = {
@@ -92,7 +94,7 @@ def rates(job: Job, ways: Sequence[Way], clock: Clock, repeats: int) -> Iterator
         for way in ways
         for size in (way.few, way.many)
     }
-    taken = clock.take_turns(runs, repeats)
+    taken = clock.take_turns(runs, repeats, warm_up=warm_up)
     base: list[float] = []
     for way in ways:
         few, many = taken[way.name, way.few], taken[way.name, way.many]

@@ -24,10 +24,11 @@ class _Sizes:
     few: int
     many: int
     repeats: int
+    warm_up: int
 
 
-_FULL = _Sizes(side=224, batch=256, few=1024, many=5120, repeats=4)
-_TINY = _Sizes(side=16, batch=32, few=32, many=128, repeats=2)
+_FULL = _Sizes(side=224, batch=256, few=1024, many=5120, repeats=4, warm_up=1)
+_TINY = _Sizes(side=16, batch=32, few=32, many=64, repeats=2, warm_up=0)
 _DISTINCT = 256
 
 
@@ -83,7 +84,7 @@ def measure(setting: Setting, clock: Clock) -> Iterator[Figure]:
         Way(name="dump, top-32", codec=kdcache.TopKCodec(k=32), **size),
         Way(name="dump, dense float16", codec=kdcache.DenseCodec(), **size),
     ]
-    yield from rates(job, ways, clock, sizes.repeats)
+    yield from rates(job, ways, clock, repeats=sizes.repeats, warm_up=sizes.warm_up)
 
 
 @torch.inference_mode()

@@ -47,7 +47,8 @@ def measure(setting: Setting, clock: Clock) -> Iterator[Figure]:
     dense = Way(name="dump, dense float16", codec=kdcache.DenseCodec(), few=_FEW, many=_MANY_DENSE)
     if setting.is_tiny:
         bare, topk = (dataclasses.replace(way, many=_MANY_DENSE) for way in (bare, topk))
-    yield from rates(job, [bare, topk, dense], clock, 2 if setting.is_tiny else 4)
+    repeats, warm_up = (2, 0) if setting.is_tiny else (4, 1)
+    yield from rates(job, [bare, topk, dense], clock, repeats=repeats, warm_up=warm_up)
 
 
 @torch.inference_mode()
