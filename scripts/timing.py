@@ -22,7 +22,7 @@ from rich.table import Table
 
 Name = TypeVar("Name")
 
-_MAX_DIGITS, _LEAST_TURNS = 3, 2
+_MAX_DIGITS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,7 @@ def take_turns(
     *,
     warm_up: int = 1,
     until: float = math.inf,
+    least: int = 2,
 ) -> dict[Name, list[Turn]]:
     """Run all ways in turn, again and again.
 
@@ -127,13 +128,14 @@ def take_turns(
         repeats: counted turns of each.
         warm_up: turns before them that do not count.
         until: by ``time.perf_counter()``: a round that would end later, if it took as long as the
-            one before, is not begun. Two are run in any case, since a spread needs them.
+            one before, is not begun.
+        least: turns that are run in any case; a spread needs two.
     """
     taken: dict[Name, list[Turn]] = {name: [] for name in ways}
     round_s = 0.0
     for repeat in range(warm_up + repeats):
         started = time.perf_counter()
-        if repeat >= warm_up + _LEAST_TURNS and started + round_s > until:
+        if repeat >= warm_up + least and started + round_s > until:
             break
         for name, way in ways.items():
             turn = clocked(way)

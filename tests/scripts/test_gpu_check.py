@@ -153,10 +153,10 @@ def test_what_a_figure_looks_like():
     assert str(Figure(what="a", unit="s", median=None, remark="out of memory")) == "none"
 
 
-def test_a_clock_takes_two_turns_in_any_case_and_says_what_it_left_out():
+def test_a_clock_takes_one_turn_in_any_case_and_says_what_it_left_out():
     taken = (clock := Clock(0.0)).take_turns({"a": lambda: None, "b": lambda: None}, 5)
-    assert [len(turns) for turns in taken.values()] == [2, 2]
-    assert clock.cut == ["2 of 5 turns"]
+    assert [len(turns) for turns in taken.values()] == [1, 1]
+    assert clock.cut == ["1 of 5 turns"]
     assert clock.is_over
     assert len((clock := Clock(600.0)).take_turns({"a": lambda: None}, 5)["a"]) == 5
     assert not clock.cut

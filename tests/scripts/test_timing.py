@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -59,3 +60,9 @@ def test_ways_take_turns_and_the_first_turn_does_not_count():
 def test_a_median_is_never_printed_beyond_its_quartiles():
     assert str(Spread(median=2.44, low=2.3, high=2.6, num=25)) == "2.4 (2.3 to 2.6)"
     assert str(Spread(median=2.44, low=1.6, high=2.6, num=25)) == "2 (1.6 to 2.6)"
+
+
+def test_no_turn_is_begun_that_would_end_too_late():
+    taken = take_turns({"a": lambda: None, "b": lambda: None}, 5, until=0.0)
+    assert [len(turns) for turns in taken.values()] == [2, 2]
+    assert len(take_turns({"a": lambda: None}, 5, until=math.inf)["a"]) == 5
