@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import kdcache
 from scripts.gpu_check import __main__ as check
-from scripts.gpu_check import needs, report
+from scripts.gpu_check import dumping, needs, report
 from scripts.gpu_check.section import Clock, Figure, Result
+from scripts.timing import Turn
 from tests.hang import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +163,61 @@ def test_a_clock_takes_one_turn_in_any_case_and_says_what_it_left_out():
     assert clock.is_over
     assert len((clock := Clock(600.0)).take_turns({"a": lambda: None}, 5)["a"]) == 5
     assert not clock.cut
+
+
+class FixedClock:
+    """Bare: 1 s and 2 ms a sample; the dump: 3 s and 4 ms, but for noise in its longer runs."""
+
+    def __init__(self, noise_s=0.0):
+        self.noise_s = noise_s
+
+    def take_turns(self, runs, repeats, *, warm_up):
+        assert (repeats, warm_up) == (3, 1)
+        first, each = {"bare": (1.0, 0.002), "dump": (3.0, 0.004)}, [0.0, 0.0, 0.0]
+        return {
+            (name, size): [
+                Turn(
+                    wall_s=first[name][0] + size * first[name][1] - self.noise_s * (size > 100),
+                    cpu_s=0,
+                )
+                for _ in each
+            ]
+            for name, size in runs
+        }
+
+
+def rates_of(clock):
+    nothing = functools.partial(pytest.fail, "nothing is run")
+    job = dumping.Job(
+        teacher=torch.nn.Identity(),
+        loader=nothing,
+        bare=nothing,
+        options={},
+        unit="tokens",
+        per_sample=10,
+        folder=Path("nowhere"),
+    )
+    ways = [
+        dumping.Way(name="bare", codec=None, few=100, many=1000),
+        dumping.Way(name="dump", codec=kdcache.DenseCodec(), few=100, many=300),
+    ]
+    return list(dumping.rates(job, ways, clock, repeats=3, warm_up=1))
+
+
+def test_rates_are_of_what_the_longer_run_adds():
+    found = {(figure.what, figure.unit): figure.median for figure in rates_of(FixedClock())}
+    assert found == {
+        ("bare", "tokens/s"): pytest.approx(5000),
+        ("dump", "tokens/s"): pytest.approx(2500),
+        ("dump, against the bare loop", "ratio of time"): pytest.approx(2),
+        ("dump, before its first sample", "s"): pytest.approx(3),
+    }
+
+
+def test_no_rate_is_told_where_the_longer_run_was_no_longer():
+    bare, *dump = rates_of(FixedClock(noise_s=1.0))
+    assert bare.median == pytest.approx(10 * 900 / 0.8)
+    assert {(figure.median, figure.remark) for figure in dump} == {(None, "less than the noise")}
 
 
 def test_a_table_has_no_broken_rows():
