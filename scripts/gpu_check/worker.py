@@ -44,7 +44,9 @@ class Worker:
     def __init__(self, device: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, device))
+        self._process = context.Process(
+            target=_serve, args=(theirs, device, multiprocessing.get_start_method())
+        )
         self._process.start()
         theirs.close()
         self.is_alive = True
@@ -109,7 +111,10 @@ class Worker:
         self._process.join(_END_S)
 
 
-def _serve(connection: Connection, device: str) -> None:
+def _serve(connection: Connection, device: str, start_method: str) -> None:
+    # Of the workers of its loaders: in a process that was spawned they would be spawned, too, and
+    # each import everything again, which is what would be measured.
+    multiprocessing.set_start_method(start_method, force=True)
     from scripts.gpu_check.card import describe
 
     connection.send(describe(device))
