@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 import kdcache
-from kdcache.dump.ranks import _initialise
-from kdcache.dump.replica import Replica
+from kdcache.dump.processes.ranks import _initialise
+from kdcache.dump.processes.replica import Replica
 from tests.train import small
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdcache import DeferredLogits
 from kdcache.losses import Objective
-from tests.losses.fused_cases import case, encoded, relative_error
+from tests.losses.fused.fused_cases import case, encoded, relative_error
 
 C, P, D = 203, 37, 16
 LOSSES = {"kd_loss": 0.6, "reverse_kl": 0.1, "jensen_shannon": 0.2, "student_loss": 0.1}

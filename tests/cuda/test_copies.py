@@ -6,7 +6,7 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch.utils.data import DataLoader
 
 import kdcache
-from kdcache.dump.teacher import TeacherForward
+from kdcache.dump.preparation.teacher import TeacherForward
 from tests.train import small
 
 CODECS = {"dense": kdcache.DenseCodec(), "topk": kdcache.TopKCodec(k=3)}

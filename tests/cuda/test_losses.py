@@ -5,7 +5,7 @@ import torch
 
 from kdcache import DeferredLogits
 from kdcache.losses import fused_losses, heads
-from tests.losses.fused_cases import NAMES, TEMPERATURES, case, encoded, plain, relative_error
+from tests.losses.fused.fused_cases import NAMES, TEMPERATURES, case, encoded, plain, relative_error
 
 # More classes than a block of threads, and no round numbers.
 C, P, D = 1003, 37, 16

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import kdcache
-from kdcache.dump.encoding import encode
-from kdcache.dump.keyed import KeyedBatch
+from kdcache.dump.shards.encoding import encode
+from kdcache.dump.shards.keyed import KeyedBatch
 from kdcache.losses import fused_losses, kd_loss, student_loss
-from tests.losses.fused_cases import case, encoded, plain, relative_error
+from tests.losses.fused.fused_cases import case, encoded, plain, relative_error
 
 
 @pytest.mark.parametrize("k", [None, 3])

@@ -20,4 +20,4 @@ def test_the_rooms_of_the_numeric_tests_exist():
     text = (ROOT / "scripts/test_numerics.sh").read_text()
     rooms = re.search(r"rooms=\((.*?)\)", text)[1].split()
     assert len(rooms) >= 5
-    assert all(list((ROOT / room).glob("test_*.py")) for room in rooms)
+    assert all(list((ROOT / room).rglob("test_*.py")) for room in rooms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kdcache.dump.keyed import KeyedBatch, StreamItem
+from kdcache.dump.shards.keyed import KeyedBatch, StreamItem
 
 
 def test_a_loader_that_pins_pins_the_users_batch(monkeypatch):
