@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kdcache import DeferredLogits
-from kdcache.losses import fused_losses, heads
+from kdcache.losses import fused_losses
+from kdcache.losses.fused import heads
 from tests.losses.fused.fused_cases import NAMES, TEMPERATURES, case, encoded, plain, relative_error
 
 # More classes than a block of threads, and no round numbers.
