@@ -1,6 +1,7 @@
 """What only a GPU can show, measured in one run of at most 8 minutes: scripts/gpu_check.sh.
 
-Each section is a module with a function ``measure(setting, clock)`` that yields figures:
+Each section is a module of sections/, with a function ``measure(setting, clock)`` that yields
+figures:
 
     image_dump      a dump of a ResNet-50 beside its bare forward loop
     token_dump      the same of a transformer with a billion parameters
@@ -17,9 +18,10 @@ Each section is a module with a function ``measure(setting, clock)`` that yields
     worker          the process in which sections run, ended where one hangs
     card            which device, driver and versions these are
     report          the JSON file and the table
-    dumping         what the two dumps share
-    language        the transformer, and sizes of texts
+
+In sections/, ``dumping`` is what the two dumps share, ``language`` has the transformer and sizes of
+texts.
 
 A figure comes from a measurement of this run, or is not there. Ways that are compared take turns
-(scripts/timing.py), and what earlier benchmarks do is imported from them.
+(scripts/measuring/timing.py), and what earlier benchmarks do is imported from them.
 """

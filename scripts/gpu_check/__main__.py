@@ -76,8 +76,9 @@ class Run:
 
 def run_all(run: Run) -> int:
     """Run the sections, write the report after each of them, print the table; the exit code."""
-    from scripts.gpu_check import cuda_tests, report
+    from scripts.gpu_check import report
     from scripts.gpu_check.section import Result, Setting
+    from scripts.gpu_check.sections import cuda_tests
     from scripts.gpu_check.worker import Worker
 
     results: list[Result] = []

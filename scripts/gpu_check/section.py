@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from scripts.timing import Name, Spread, Turn, take_turns
+from scripts.measuring.timing import Name, Spread, Turn, take_turns
 
 Status = Literal["passed", "cut short", "skipped", "failed", "not run"]
 
@@ -120,7 +120,7 @@ class Clock:
     def take_turns(
         self, ways: Mapping[Name, Callable[[], object]], repeats: int, *, warm_up: int = 1
     ) -> dict[Name, list[Turn]]:
-        """See :func:`scripts.timing.take_turns`; at least one turn of each way."""
+        """See :func:`scripts.measuring.timing.take_turns`; at least one turn of each way."""
         taken = take_turns(ways, repeats, warm_up=warm_up, until=self._until, least=1)
         done = min(map(len, taken.values()))
         if done < repeats:

@@ -134,7 +134,7 @@ def _serve(connection: Connection, device: str, start_method: str) -> None:
 
 
 def _measure(connection: Connection, section: str, setting: Setting, budget_s: float) -> str:
-    path = section if "." in section else f"scripts.gpu_check.{section}"
+    path = section if "." in section else f"scripts.gpu_check.sections.{section}"
     module = importlib.import_module(path)
     _quiet()
     os.environ["KDCACHE_LOCAL"] = str(setting.folder / "local")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import live_teacher
+from scripts.benchmarks import live_teacher
 from tests.hang import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_it_prints_a_row_for_each_way():
     words = ["--pair", "small", "--images", "128", "--turns", "2", "--threads", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.live_teacher", *words],
+        [sys.executable, "-m", "scripts.benchmarks.live_teacher", *words],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

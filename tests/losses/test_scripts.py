@@ -31,7 +31,7 @@ def output_of(*words: str) -> str:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_peak_memory_of_loss_heads():
     sizes = ("--classes", "8192", "--positions", "2048", "--positions", "4096", "--repeats", "1")
-    lines = output_of("scripts.loss_heads", *sizes).splitlines()
+    lines = output_of("scripts.benchmarks.loss_heads", *sizes).splitlines()
     growth = {
         line.split(":")[0]: float(line.split()[-5]) for line in lines if "more for each" in line
     }
@@ -42,7 +42,7 @@ def test_peak_memory_of_loss_heads():
 def test_steps_of_a_language_model():
     pytest.importorskip("transformers")
     found = output_of(
-        "scripts.token_steps",
+        "scripts.benchmarks.token_steps",
         "--repeats",
         "2",
         "--sequences",

@@ -15,9 +15,10 @@ import torch
 
 import kdcache
 from scripts.gpu_check import __main__ as check
-from scripts.gpu_check import dumping, needs, report
+from scripts.gpu_check import needs, report
 from scripts.gpu_check.section import Clock, Figure, Result
-from scripts.timing import Turn
+from scripts.gpu_check.sections import dumping
+from scripts.measuring.timing import Turn
 from tests.hang import HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from scripts.timing import Spread, Turn, ratios, take_turns
+from scripts.measuring.timing import Spread, Turn, ratios, take_turns
 
 
 def runs(center: float, sd: float, num: int, seed: int) -> Spread:

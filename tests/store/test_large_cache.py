@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import kdcache
-from scripts import large_cache
-from scripts.large_cache import IMPORTS, Job, growth, mean_length, pad, write
-from scripts.peak_memory import Measured, measure
+from scripts.checks import large_cache
+from scripts.checks.large_cache import IMPORTS, Job, growth, mean_length, pad, write
+from scripts.measuring.peak_memory import Measured, measure
 from tests.store.synthetic import ROOT
 
 MIB = 1 << 20
@@ -57,7 +57,7 @@ def job(tmp_path):
 def test_all_of_it(tmp_path):
     options = [f"--{name}={value}" for name, value in SMALL.items()]
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.large_cache", *options, f"--folder={tmp_path}"],
+        [sys.executable, "-m", "scripts.checks.large_cache", *options, f"--folder={tmp_path}"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

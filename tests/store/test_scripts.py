@@ -21,7 +21,7 @@ from tests.store.synthetic import ROOT
 )
 def test_nothing_is_missed(script, options, says):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *options],
+        [sys.executable, str(ROOT / "scripts/checks" / script), *options],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

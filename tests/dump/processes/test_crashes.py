@@ -136,7 +136,16 @@ def test_at_random_moments():
     """The script that kills a hundred of them, with two."""
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
-        [sys.executable, "scripts/crash_test.py", "--dumps", "2", "--real", "0", "--seed", "1"],
+        [
+            sys.executable,
+            "scripts/checks/crash_test.py",
+            "--dumps",
+            "2",
+            "--real",
+            "0",
+            "--seed",
+            "1",
+        ],
         check=False,
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},

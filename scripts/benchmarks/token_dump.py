@@ -1,6 +1,6 @@
 """What a dump costs beside its teacher at a vocabulary's width: each further sequence, in one run.
 
-    python -m scripts.token_dump [--repeats 7]
+    python -m scripts.benchmarks.token_dump [--repeats 7]
 
 The teacher is a GPT-2 of distilgpt2's sizes with random weights (V = 50,257), small beside what
 one would distil: with a larger one the share of encoding, statistics and writing falls. What the
@@ -24,8 +24,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import kdcache
-from scripts.timing import show, take_turns
-from scripts.token_steps import BATCH, CODECS, Tokens, WithLogits, gpt2
+from scripts.benchmarks.token_steps import BATCH, CODECS, Tokens, WithLogits, gpt2
+from scripts.measuring.timing import show, take_turns
 
 LENGTH, ROWS = 128, 8
 FEW, MANY = 8, 32

@@ -1,6 +1,6 @@
 """What it costs to have the teacher beside the student: memory and seconds of an epoch.
 
-    python -m scripts.live_teacher [--pair resnet] [--images 3200] [--turns 5]
+    python -m scripts.benchmarks.live_teacher [--pair resnet] [--images 3200] [--turns 5]
 
 (scripts/gpu_check does the same on a GPU, in one process, with ``--pair photos``.)
 
@@ -38,8 +38,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import kdcache
 from examples.mnist.resnet import resnet18, resnet34, small_student, small_teacher
 from kdcache.targets import DenseTargets
-from scripts.peak_memory import Measured, measure
-from scripts.timing import Spread, Turn, settle, show
+from scripts.measuring.peak_memory import Measured, measure
+from scripts.measuring.timing import Spread, Turn, settle, show
 
 Make = Callable[[], nn.Module]
 
@@ -64,8 +64,8 @@ class Pair:
 
 
 def photo_net(name: str) -> nn.Module:
-    """One of scripts/image_nets.py, which alone needs transformers."""
-    from scripts import image_nets
+    """One of scripts/benchmarks/image_nets.py, which alone needs transformers."""
+    from scripts.benchmarks import image_nets
 
     return getattr(image_nets, name)()
 

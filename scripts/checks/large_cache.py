@@ -1,6 +1,6 @@
 """Memory does not grow with the cache: a large one is written, verified and trained from.
 
-    python -m scripts.large_cache [--sequences 100000] [--max_length 4096] [--lengths uniform]
+    python -m scripts.checks.large_cache [--sequences 100000] [--max_length 4096] [--lengths ...]
 
 A synthetic teacher of sequences of uneven length (top-4 of a vocabulary of 50,257), three times: of
 a hundredth of the sequences, of a tenth, and of all. Lengths are log-uniform by default, as texts
@@ -51,7 +51,7 @@ from kdcache.losses import kd_loss
 from kdcache.store import Manifest, View, ViewWriter, open_cache, open_local_copy
 from kdcache.targets import rows_of
 from kdcache.tools.verify import verify_cache
-from scripts.peak_memory import MIB, Measured, measure
+from scripts.measuring.peak_memory import MIB, Measured, measure
 
 CODEC = kdcache.TopKCodec(k=4, temperatures=(1.0,))
 SOURCE = FingerprintSource(name="inputs", paths=("input_ids",))

@@ -1,6 +1,6 @@
 """What a language model's step on cached targets costs beside one on plain cross entropy.
 
-    python -m scripts.token_steps [--repeats 15] [--only top-32 --only hidden] [--sequences 2]
+    python -m scripts.benchmarks.token_steps [--repeats 15] [--only top-32 ...] [--sequences 2]
 
 The student is a GPT-2 of distilgpt2's sizes (6 layers, 768 wide, 12 heads, 50,257 tokens) with
 random weights; a step is: take the batch (and its targets, from the local copy of a real cache),
@@ -30,7 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import kdcache
 from kdcache import DeferredLogits, forward
 from kdcache.losses import Objective
-from scripts.timing import show, take_turns
+from scripts.measuring.timing import show, take_turns
 
 VOCABULARY = 50_257
 BATCH = {"causal": True}

@@ -1,4 +1,4 @@
-"""Time and memory of the losses over a vocabulary: scripts/loss_heads.py on a GPU."""
+"""Time and memory of the losses over a vocabulary: scripts/benchmarks/loss_heads.py on a GPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
+from scripts.benchmarks.loss_heads import WAYS, Problem
 from scripts.gpu_check.section import Clock, Figure, Setting, per_turn
-from scripts.loss_heads import WAYS, Problem
 
 _PLAIN, *_ = WAYS
 # (positions, classes); the larger one first, since it is the one that matters.

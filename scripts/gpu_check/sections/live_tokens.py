@@ -1,7 +1,7 @@
 """A language model's step beside a live teacher, or its cache, and the memory of both.
 
 The teacher has a billion parameters, the student is a GPT-2 of distilgpt2's sizes (but for the
-vocabulary). Steps are those of scripts/token_steps.py under bfloat16 autocast.
+vocabulary). Steps are those of scripts/benchmarks/token_steps.py under bfloat16 autocast.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ from transformers import GPT2LMHeadModel
 import kdcache
 from kdcache.losses import Objective
 from kdcache.targets import DenseTargets
-from scripts.gpu_check import language
-from scripts.gpu_check.section import Clock, Figure, Setting, per_turn
-from scripts.gpu_check.student_step import several, under_autocast
-from scripts.peak_memory import peak_here
-from scripts.token_steps import (
+from scripts.benchmarks.token_steps import (
     BASE,
     BATCH,
     BOTH,
@@ -34,6 +30,10 @@ from scripts.token_steps import (
     steps,
     train,
 )
+from scripts.gpu_check.section import Clock, Figure, Setting, per_turn
+from scripts.gpu_check.sections import language
+from scripts.gpu_check.sections.student_step import several, under_autocast
+from scripts.measuring.peak_memory import peak_here
 
 CACHED, LIVE = "cached targets, top-32", "live teacher"
 _BATCHES, _STEPS = 2, 4

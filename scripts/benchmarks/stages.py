@@ -1,9 +1,9 @@
 """What kdcache costs, measured side by side in one run: medians, spreads and paired ratios.
 
-    python -m scripts.benchmark [--repeats 25]
+    python -m scripts.benchmarks.stages [--repeats 25]
 
 Alternatives take turns within every repeat, so that a machine whose speed drifts treats them
-alike (scripts/timing.py). Everything is made on the spot: random images, random weights.
+alike (scripts/measuring/timing.py). Everything is made on the spot: random images, random weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import kdcache
 from kdcache.losses import kd_loss
-from scripts.timing import Turn, show, take_turns
+from scripts.measuring.timing import Turn, show, take_turns
 
 NUM_CLASSES, BATCH = 1000, 64
 ROWS, BATCHES = 256, 10  # of the local copy, a turn

@@ -1,6 +1,6 @@
 """Memory and time of a loss head, forward and backward, against the number of positions.
 
-    python -m scripts.loss_heads [--classes 32768 --classes 131072] [--positions 256 ...]
+    python -m scripts.benchmarks.loss_heads [--classes 32768 --classes 131072] [--positions 256 ...]
 
 KD on top-32 targets plus cross entropy at T = 1, from hidden states of width 512 through an
 output layer to gradients of both, in three ways:
@@ -36,8 +36,8 @@ from torch import Tensor
 from kdcache.losses import fused_losses, kd_loss
 from kdcache.outputs import DeferredLogits
 from kdcache.targets import TopKTargets
-from scripts.peak_memory import available_bytes, peak_here
-from scripts.timing import clocked
+from scripts.measuring.peak_memory import available_bytes, peak_here
+from scripts.measuring.timing import clocked
 
 K, WIDTH = 32, 512
 KD, CROSS_ENTROPY = 0.9, 0.1
@@ -136,7 +136,7 @@ def in_a_process(way: str, classes: int, positions: int, repeats: int) -> dict[s
         free = available_bytes()
         if way != "fused, hidden" and PLAIN_COPIES * 4 * classes * positions > free:
             return "not tried: too little memory is free"
-    command = [sys.executable, "-m", "scripts.loss_heads", "--measure", way]
+    command = [sys.executable, "-m", "scripts.benchmarks.loss_heads", "--measure", way]
     command += ["--classes", str(classes), "--positions", str(positions)]
     found = subprocess.run(
         [*command, "--repeats", str(repeats)], capture_output=True, text=True, check=False

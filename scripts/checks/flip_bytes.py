@@ -1,6 +1,6 @@
 """Damage at random places of small caches: what a student reads is what was dumped, or nothing.
 
-    python scripts/flip_bytes.py [--places 1000] [--seed 0]
+    python scripts/checks/flip_bytes.py [--places 1000] [--seed 0]
 
 Bytes are flipped, and files cut, in three caches: synthetic columns of all kinds, and real dumps
 with the dense and the topk codec. After each, a student's reading must raise a KdcacheError or give

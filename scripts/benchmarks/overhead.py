@@ -1,6 +1,6 @@
 """What checksums, fingerprints and checks cost, on the dump and on training: ratios, medians.
 
-    python -m scripts.overhead [--repeats 40]
+    python -m scripts.benchmarks.overhead [--repeats 40]
 
 Batches take turns: one goes through with everything on, the next with one kind of check replaced
 by a function that does nothing, and so on, all in one run. Two figures stand side by side: the

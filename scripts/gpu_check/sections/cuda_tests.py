@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from scripts.gpu_check.section import Figure, Result, Setting, Status
 
 NAME = "cuda_tests"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 _COUNTED = ("tests", "failures", "errors", "skipped")
 
 

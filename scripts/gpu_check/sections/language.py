@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from scripts.token_steps import Tokens, gpt2
+from scripts.benchmarks.token_steps import Tokens, gpt2
 
 
 @dataclass(frozen=True, kw_only=True)

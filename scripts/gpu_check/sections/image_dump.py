@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import kdcache
-from scripts import image_nets
-from scripts.gpu_check.dumping import Job, Way, rates
+from scripts.benchmarks import image_nets
 from scripts.gpu_check.section import Clock, Figure, Setting
+from scripts.gpu_check.sections.dumping import Job, Way, rates
 
 
 @dataclass(frozen=True, kw_only=True)

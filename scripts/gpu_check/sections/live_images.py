@@ -1,6 +1,7 @@
-"""A student's training beside a live teacher, or its cache: scripts/live_teacher.py on a GPU.
+"""A student's training beside a live teacher, or its cache.
 
-An epoch is the last of two, through Lightning; memory is the peak of a whole training.
+scripts/benchmarks/live_teacher.py on a GPU. An epoch is the last of two, through Lightning; memory
+is the peak of a whole training.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Iterator
 import torch
 
 import kdcache
+from scripts.benchmarks.live_teacher import PAIRS, WAYS, Job, loader, models, turn_of
 from scripts.gpu_check.section import Clock, Figure, Setting, per_turn
-from scripts.live_teacher import PAIRS, WAYS, Job, loader, models, turn_of
-from scripts.peak_memory import peak_here
-from scripts.timing import Turn
+from scripts.measuring.peak_memory import peak_here
+from scripts.measuring.timing import Turn
 
 _PLAIN, *_ = WAYS
 

@@ -1,8 +1,8 @@
 """A language model's step on cached targets beside one on plain cross entropy.
 
-scripts/token_steps.py on a GPU: GPT-2 of distilgpt2's sizes, 50,257 tokens, under bfloat16
-autocast. A step takes its batch, and targets from the local copy, in this process: no worker
-prepares them while another way has its turn.
+scripts/benchmarks/token_steps.py on a GPU: GPT-2 of distilgpt2's sizes, 50,257 tokens, under
+bfloat16 autocast. A step takes its batch, and targets from the local copy, in this process: no
+worker prepares them while another way has its turn.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import kdcache
-from scripts.gpu_check.section import Clock, Figure, Setting, per_turn
-from scripts.token_steps import (
+from scripts.benchmarks.token_steps import (
     BASE,
     BATCH,
     BOTH,
@@ -31,6 +30,7 @@ from scripts.token_steps import (
     steps,
     train,
 )
+from scripts.gpu_check.section import Clock, Figure, Setting, per_turn
 
 KD = {"kd_loss": 1.0}
 WAYS = (

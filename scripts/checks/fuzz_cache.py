@@ -1,6 +1,6 @@
 """Mutated metadata of a small cache: every way to use it ends well, or in a KdcacheError.
 
-    python scripts/fuzz_cache.py [--examples 2000] [--seed 0]
+    python scripts/checks/fuzz_cache.py [--examples 2000] [--seed 0]
 
 Hypothesis chooses one to three files of metadata and what becomes of them; half of the time the
 checksums of records and indexes are made to agree again, as an attacker would. The cache is then

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 import kdcache
 from scripts.gpu_check.section import Clock, Figure
-from scripts.timing import Turn
+from scripts.measuring.timing import Turn
 
 Codec = kdcache.TopKCodec | kdcache.DenseCodec
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kdcache
-from scripts.gpu_check import language
-from scripts.gpu_check.dumping import Job, Way, rates
+from scripts.benchmarks.token_steps import BATCH
 from scripts.gpu_check.section import Clock, Figure, Setting
-from scripts.token_steps import BATCH
+from scripts.gpu_check.sections import language
+from scripts.gpu_check.sections.dumping import Job, Way, rates
 
 # Sequences. A dense target has 2 bytes a class and token: 64 KiB, and 16 MiB a sequence.
 _FEW, _MANY, _MANY_DENSE = 32, 544, 64

@@ -1,0 +1,1 @@
+"""What no test has the time for: crashes, damage and sizes by the hundred; docs/guarantees.md."""

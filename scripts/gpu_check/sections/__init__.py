@@ -1,0 +1,1 @@
+"""The sections of gpu_check, one a file; the package's own docstring lists them."""

@@ -1,0 +1,1 @@
+"""What benchmarks share: ways that take turns, medians with quartiles, peak memory."""
