@@ -1,6 +1,6 @@
 """Dumps killed with SIGKILL at random moments, resumed, and held against uninterrupted ones.
 
-    python scripts/checks/crash_test.py --dumps 100
+    python -m scripts.checks.crash_test --dumps 100
 
 Each dump is killed one to three times, alone or as one or all of two processes, resumed by one to
 three processes, and compared decoded array for decoded array. Processes are forked from this one,

@@ -1,6 +1,6 @@
 """Damage at random places of small caches: what a student reads is what was dumped, or nothing.
 
-    python scripts/checks/flip_bytes.py [--places 1000] [--seed 0]
+    python -m scripts.checks.flip_bytes [--places 1000] [--seed 0]
 
 Bytes are flipped, and files cut, in three caches: synthetic columns of all kinds, and real dumps
 with the dense and the topk codec. After each, a student's reading must raise a KdcacheError or give
@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from small_caches import dumped, synthetic
 
 import kdcache
 from kdcache.codecs import stored_codec
 from kdcache.errors import KdcacheError
 from kdcache.store import LocalCopy, open_cache, open_local_copy
 from kdcache.tools.verify import verify_cache
+from scripts.checks.small_caches import dumped, synthetic
 
 REFUSED, SAME, OTHER = "refused", "as before", "otherwise"
 NOT_READ = ("created", "references", "pilot")

@@ -1,6 +1,6 @@
 """Shards of other dumps among a cache's own: refused, or what is read is the original.
 
-    python scripts/checks/foreign_shards.py [--mixtures 200] [--seed 0]
+    python -m scripts.checks.foreign_shards [--mixtures 200] [--seed 0]
 
 Two or three dumps differ in exactly one of teacher, precision, batch mapping, codec setting and
 order of the dataset. Their files are mixed as by hand with ``cp -r``: shards with their commit

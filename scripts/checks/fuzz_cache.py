@@ -1,6 +1,6 @@
 """Mutated metadata of a small cache: every way to use it ends well, or in a KdcacheError.
 
-    python scripts/checks/fuzz_cache.py [--examples 2000] [--seed 0]
+    python -m scripts.checks.fuzz_cache [--examples 2000] [--seed 0]
 
 Hypothesis chooses one to three files of metadata and what becomes of them; half of the time the
 checksums of records and indexes are made to agree again, as an attacker would. The cache is then
@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from small_caches import synthetic
 
 from kdcache.codecs import stored_codec
 from kdcache.columns import NUM_POSITIONS
@@ -42,6 +41,7 @@ from kdcache.store.care.leftovers import find_leftovers
 from kdcache.store.format.commits import signed
 from kdcache.store.report import report_text
 from kdcache.tools.verify import verify_cache
+from scripts.checks.small_caches import synthetic
 
 LIMIT_S, LIMIT_WALL_S = 10, 120
 LIMIT_BYTES = 1 << 30

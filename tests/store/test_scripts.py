@@ -14,14 +14,15 @@ from tests.store.synthetic import ROOT
 @pytest.mark.parametrize(
     ("script", "options", "says"),
     [
-        ("fuzz_cache.py", ["--examples", "200", "--seed", "7"], "peak memory"),
-        ("flip_bytes.py", ["--places", "150", "--seed", "7"], "0 missed"),
-        ("foreign_shards.py", ["--mixtures", "20", "--seed", "7"], "0 missed"),
+        ("fuzz_cache", ["--examples", "200", "--seed", "7"], "peak memory"),
+        ("flip_bytes", ["--places", "150", "--seed", "7"], "0 missed"),
+        ("foreign_shards", ["--mixtures", "20", "--seed", "7"], "0 missed"),
     ],
 )
 def test_nothing_is_missed(script, options, says):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/checks" / script), *options],
+        [sys.executable, "-m", f"scripts.checks.{script}", *options],
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
