@@ -99,8 +99,8 @@ def _check_names(
             text += f" {suggest('', names)}"
         if not all(difflib.get_close_matches(name, names, cutoff=_MISSPELT) for name in foreign):
             text += (
-                " Arguments stay when a class path is laid over another; "
-                f"--{where}.init_args '{{}}' begins without any."
+                f" The arguments beside the class path that it replaces were kept; "
+                f"--{where}.init_args '{{}}' drops them."
             )
         raise UsageError(text)
     for p in named:

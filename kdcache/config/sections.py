@@ -45,8 +45,8 @@ def parse(kind: type[Experiment], raw: Mapping[str, Any]) -> Experiment:
         value = raw.get(item.name)
         if value is None and _is_required(item):
             raise UsageError(
-                f"the experiment has no {item.name!r}. Add it to the file, or give --{item.name} "
-                "on the command line."
+                f"the experiment has no {item.name!r}. Name a file that has it (-c "
+                f"experiment.yaml), or give --{item.name} on the command line."
             )
         if item.name in raw and not (value is None and _is_section(hints[item.name])):
             values[item.name] = _section(item.name, value, hints[item.name])
@@ -107,7 +107,21 @@ def refuse_unknown(section: Mapping[str, Any], known: Iterable[str], prefix: str
     names = set(known)
     for key in section:
         if key not in names:
-            raise UsageError(f"unknown key {prefix + str(key)!r}. {suggest(str(key), names)}")
+            further = "" if prefix else _in_a_section(str(key))
+            raise UsageError(
+                f"unknown key {prefix + str(key)!r}. {further}{suggest(str(key), names)}"
+            )
+
+
+def _in_a_section(key: str) -> str:
+    """``Did you mean 'distill.temperature'?`` for a key that stands one level below."""
+    found = [
+        f"{section}.{key}"
+        for kind in KINDS
+        for section, hint in typing.get_type_hints(kind).items()
+        if dataclasses.is_dataclass(hint) and key in typing.get_type_hints(hint)
+    ]
+    return f"Did you mean {found[0]!r}? " if found else ""
 
 
 def _is_required(item: dataclasses.Field[Any]) -> bool:

@@ -124,11 +124,11 @@ def _check_shape(shape: torch.Size, targets: SoftTargets, num_positions: int | N
     positions = rows if num_positions is None else num_positions
     if classes != targets.num_classes:
         raise DataError(
-            f"the student has {classes} classes, the teacher's targets {targets.num_classes}. "
-            "Softmax over other classes is another distribution. If one of them pads its "
-            f"vocabulary, cut it off (batch.num_classes: {min(classes, targets.num_classes)}; at "
-            "the dump too, if it is the teacher); if the class axis is another one, say "
-            "batch.class_dim."
+            f"the student has {classes} classes, the teacher's targets {targets.num_classes}: they "
+            "cannot be compared. Give the student an output for each of the teacher's classes. If "
+            "the classes are on another axis, name it (batch.class_dim). If one of the two pads "
+            f"its vocabulary, say the true size (batch.num_classes: "
+            f"{min(classes, targets.num_classes)}; at the dump too, if it is the teacher)."
         )
     # Not num_positions.sum(): reading it would wait for the device.
     stored = {

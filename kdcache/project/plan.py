@@ -17,7 +17,7 @@ from kdcache.project.files import Model, Value
 
 # Networks that are trained from nothing see small images; published ones were made for 224 pixels.
 _LARGEST_OWN, _SMALLEST_OWN, _PUBLISHED = 64, 16, 224
-_NUM_STEPS = 800  # of a student's training, about: a minute or two for a small one on a CPU
+_NUM_STEPS = 500  # of a student's training, about: a minute or two for a small one on a CPU
 _BYTES_PER_TOKEN = 4  # of English text, roughly
 _VOCABULARY = 2000
 _SEQUENCE_LENGTH, _BLOCKS_OF_A_BATCH = 128, 16  # as the template has them

@@ -118,9 +118,11 @@ def open_cache(path: str | Path) -> Cache:
     except OSError as error:
         raise CacheMissingError(f"{marker} cannot be looked at ({error.strerror}).") from error
     if not is_group:
+        inside = sorted(path.parent.name for path in folder.glob(f"*.zarr/{GROUP_FILE}"))
+        near = f" It holds {', '.join(inside[:3])}; perhaps that is meant." if inside else ""
         raise CacheMissingError(
-            f"{folder} {'is no teacher cache' if is_there else 'does not exist'}. Make it with "
-            "kdcache dump-teacher, or correct the path."
+            f"{folder} {'is no teacher cache' if is_there else 'does not exist'}.{near} Make it "
+            "with kdcache dump-teacher -c EXPERIMENT.yaml, or correct the path."
         )
     attributes = read_json(marker).get("attributes")
     if not isinstance(attributes, dict) or ATTRIBUTE not in attributes:

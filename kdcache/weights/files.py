@@ -118,7 +118,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             "read by from_pretrained: class_path: my_module.MyModel.from_pretrained."
         )
     if not path.is_file():
-        raise UsageError(f"weights: there is no file {path}.")
+        raise UsageError(
+            f"weights: there is no file {path}, seen from {Path.cwd()}. Train the model first (a "
+            "project of kdcache init has train_teacher.py for that), or correct the path."
+        )
     if path.name.endswith(".index.json"):
         raise UsageError(
             f"weights: {path} is the index of weights that lie in several files. from_pretrained "

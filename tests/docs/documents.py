@@ -27,6 +27,7 @@ DOCUMENTS = (MAIN, *GUIDES, *EXAMPLES)
 ELSEWHERE = (
     "bash scripts/",
     "pip install ",
+    "source .venv/bin/activate",
     "python -m scripts.",
     "python examples/digits/demo.py",
     "python -m examples.language_model --data",

@@ -1,10 +1,12 @@
 """Train the teacher on the labels, and write teacher.safetensors. Plain PyTorch.
 
-Run it in this folder: python train_teacher.py. REPLACE: leave this out if you have a teacher, and
+Run it: python train_teacher.py. REPLACE: leave this out if you have a teacher, and
 name its checkpoint in experiment.yaml.
 """
 
 import argparse
+import os
+from pathlib import Path
 
 import torch
 from data import Data
@@ -17,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the teacher on the labels.")
     parser.add_argument("--epochs", type=int, default=20)
     epochs = parser.parse_args().epochs
+    os.chdir(Path(__file__).resolve().parent)  # where experiment.yaml looks for the weights
     torch.manual_seed(0)
     data, model = Data(), Teacher()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)

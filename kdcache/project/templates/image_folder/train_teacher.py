@@ -1,10 +1,11 @@
 """Train the teacher on the labels, and write teacher.safetensors. Plain PyTorch.
 
-Run it in this folder: python train_teacher.py. Data and width are read from experiment.yaml, so
+Run it: python train_teacher.py. Data and width are read from experiment.yaml, so
 that the file which is dumped is the one that was trained. Leave this out if you have a teacher.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from kdcache.datasets import ImageFolder
 
-NUM_STEPS = 800  # optimiser steps: about one to two minutes for images of 32 pixels on a CPU
+NUM_STEPS = 500  # optimiser steps: a minute or two for images of 32 pixels on a CPU
 LEARNING_RATE = 3e-3
 
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the teacher on the labels.")
     parser.add_argument("--epochs", type=int, help=f"default: {NUM_STEPS} steps, 3 epochs or more")
     options = parser.parse_args()
+    os.chdir(Path(__file__).resolve().parent)  # paths in experiment.yaml begin in this folder
     experiment = yaml.safe_load(Path("experiment.yaml").read_text(encoding="utf-8"))
     torch.manual_seed(0)
     data = ImageFolder(**experiment["data"]["init_args"])

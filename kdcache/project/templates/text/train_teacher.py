@@ -1,11 +1,12 @@
 """Train a tokenizer and a small GPT-2 on the text, and write both into the folder teacher/.
 
-Run it in this folder: python train_teacher.py. Data are read from experiment.yaml. Leave this out
+Run it: python train_teacher.py. Data are read from experiment.yaml. Leave this out
 if you have a teacher: its name in experiment.yaml is enough.
 """
 
 import argparse
 import math
+import os
 import time
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train tokenizer and teacher on the text.")
     parser.add_argument("--epochs", type=int, help=f"default: {NUM_STEPS} steps, 2 epochs or more")
     options = parser.parse_args()
+    os.chdir(Path(__file__).resolve().parent)  # paths in experiment.yaml begin in this folder
     logging.disable_progress_bar()
     experiment = yaml.safe_load(Path("experiment.yaml").read_text(encoding="utf-8"))
     settings = experiment["data"]["init_args"]
