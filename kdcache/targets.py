@@ -195,8 +195,8 @@ def check_temperature(temperature: float, declared: tuple[float, ...]) -> None:
     """Raise UnsupportedTargetsError unless T is among the declared temperatures."""
     if temperature not in declared:
         raise UnsupportedTargetsError(
-            f"temperature {temperature:g} cannot be served: from the top-k at temperature 1 the "
-            "tail at another one is not recoverable, and this cache stores it for "
-            f"{', '.join(f'{t:g}' for t in declared)}. Train at one of these, or dump again with "
-            f"targets.temperatures including {temperature:g}."
+            f"this cache cannot give targets at temperature {temperature:g}: it holds the top k, "
+            "and the total of all other classes at temperature "
+            f"{', '.join(f'{t:g}' for t in declared)} only. Train at one of these, or dump again "
+            f"with targets.temperatures including {temperature:g}."
         )

@@ -76,7 +76,7 @@ class Codec(Protocol):
         ...
 
     def check_temperature(self, temperature: float) -> None:
-        """Raise UnsupportedTargetsError where targets at temperature T cannot be served."""
+        """Raise UnsupportedTargetsError where there can be no targets at temperature T."""
         ...
 
 

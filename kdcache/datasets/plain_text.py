@@ -91,7 +91,7 @@ def _read(path: Path) -> str:
         raise DataError(
             f"{path} is no text in UTF-8: byte {error.start:,} is "
             f"0x{error.object[error.start]:02x}. Save it as UTF-8, or convert it: "
-            f"iconv -f latin1 -t utf-8 {path.name} > new.txt"
+            f"iconv -f latin1 -t utf-8 {path} > new.txt"
         ) from error
 
 

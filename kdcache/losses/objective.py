@@ -220,7 +220,7 @@ class Objective:
         for name in self.deferred:
             if name not in returned:
                 raise UsageError(
-                    f"nobody computes the loss {name!r}: it is not built in, and the student did "
+                    f"there is no loss {name!r}: it is not built in, and the student did "
                     f"not return it. {suggest(name, BUILT_IN | returned.keys())}"
                 )
 

@@ -203,7 +203,7 @@ def test_final_loss_coeff_dict(train):
     assert losses["final_loss"] == pytest.approx(parts, rel=1e-5)
     assert losses["penalty"] > 1
     for wrong in ({"kd_los": 1}, {"kd_loss": 1, "penalty": 1}):
-        with pytest.raises(UsageError, match="nobody computes the loss"):
+        with pytest.raises(UsageError, match="there is no loss"):
             train(final_loss_coeff_dict=wrong)
 
 

@@ -118,7 +118,7 @@ def _told(before: Raw, after: Raw, word: str) -> Raw:
     gone = dropped(before, after)
     if gone:
         listed = ", ".join(f"{key}: {value!r}" for key, value in gone.items())
-        log.info(f"{word} replaces a whole section; what it had is gone: {listed}")
+        log.info(f"{word} replaces the whole section of the file, which had: {listed}")
     return after
 
 
