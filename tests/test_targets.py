@@ -107,5 +107,9 @@ def test_an_undeclared_temperature_is_named_with_the_way_out():
     with pytest.raises(UnsupportedTargetsError) as caught:
         check_temperature(2.5, (1.0, 2.0))
     message = str(caught.value)
-    for part in ("at temperature 2.5", "temperature 1, 2 only.", "targets.temperatures including 2.5"):
+    for part in (
+        "at temperature 2.5",
+        "temperature 1, 2 only.",
+        "targets.temperatures including 2.5",
+    ):
         assert part in message

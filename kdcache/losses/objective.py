@@ -128,7 +128,7 @@ class Objective:
             label_problem: where ``labels`` are None although the batch has some: what they are.
 
         Raises:
-            UsageError: a loss that nobody computes, or that both sides do; or no labels, no
+            UsageError: a loss that there is not, or that both sides do; or no labels, no
                 targets, no count, no scalar where one is needed.
             DataError, UnsupportedTargetsError: see :func:`kdcache.losses.kd_loss`.
         """

@@ -154,9 +154,11 @@ def test_all_classes_kept(k):
 def test_undeclared_temperatures_are_refused_by_name():
     codec = TopKCodec(k=2, temperatures=(1, 2.5))
     codec.check_temperature(2.5)
-    with pytest.raises(UnsupportedTargetsError, match=r"temperature 4 .* for 1, 2\.5\..*including"):
+    with pytest.raises(
+        UnsupportedTargetsError, match=r"temperature 4: .* temperature 1, 2\.5 only\..*including"
+    ):
         codec.check_temperature(4)
-    with pytest.raises(UnsupportedTargetsError, match="temperature 4 cannot be served"):
+    with pytest.raises(UnsupportedTargetsError, match="cannot give targets at temperature 4"):
         round_trip(codec, torch.zeros(1, 5)).bucket_log_p(4)
 
 

@@ -85,7 +85,7 @@ def test_a_student_trains_from_it(tmp_path, lines, cache):
     )
     assert not torch.equal(student.head.weight, before)
     assert trained.metrics["val_teacher_kl"] > 0
-    with pytest.raises(UnsupportedTargetsError, match="temperature 4 cannot be served"):
+    with pytest.raises(UnsupportedTargetsError, match="cannot give targets at temperature 4"):
         kdcache.train_student(
             student, Data(SAMPLES), cache, temperature=4.0, output=tmp_path / "b", **options
         )

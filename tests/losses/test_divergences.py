@@ -218,7 +218,7 @@ def test_ties_empty_batches_and_half_precision(loss):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_undeclared_temperature_is_refused(loss):
     student, teacher = pair()
-    with pytest.raises(UnsupportedTargetsError, match="temperature 4 cannot be served"):
+    with pytest.raises(UnsupportedTargetsError, match="cannot give targets at temperature 4"):
         loss(student, encoded(teacher, 3, temperatures=(1.0, 2.0)), 4.0)
 
 

@@ -186,7 +186,9 @@ def test_the_tail_at_another_temperature_is_not_in_the_top_k():
 def test_an_undeclared_temperature_is_refused_by_name():
     student, teacher = pair()
     targets = topk(teacher, 3, temperatures=(1.0, 2.0))
-    with pytest.raises(UnsupportedTargetsError, match=r"temperature 4 .* for 1, 2\. .*including 4"):
+    with pytest.raises(
+        UnsupportedTargetsError, match=r"temperature 4: .* temperature 1, 2 only\. .*including 4"
+    ):
         kd_loss(student, targets, 4.0)
     kd_loss(student, topk(teacher, C, temperatures=(1.0,)), 4.0)  # No tail: any T.
 

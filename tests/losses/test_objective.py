@@ -366,7 +366,7 @@ def test_wrong_class_paths_are_refused_at_construction(own_losses, path, said, c
 def test_check_codec_refuses_a_temperature_that_the_cache_cannot_serve():
     codec = TopKCodec(k=2, temperatures=(1.0, 2.0))
     objective(temperature=2).check_codec(codec)
-    with pytest.raises(UnsupportedTargetsError, match="temperature 4 cannot be served"):
+    with pytest.raises(UnsupportedTargetsError, match="cannot give targets at temperature 4"):
         objective(temperature=4).check_codec(codec)
     for losses in ({"student_loss": 1.0}, {"kd_loss": 0, "penalty": 1.0}):
         objective(losses, temperature=4).check_codec(codec)

@@ -163,7 +163,7 @@ def test_a_temperature_that_the_cache_cannot_serve_is_refused_first(tmp_path):
         accelerator="cpu",
         progress=False,
     )
-    with pytest.raises(UnsupportedTargetsError, match="temperature 3 cannot be served"):
+    with pytest.raises(UnsupportedTargetsError, match="cannot give targets at temperature 3"):
         kdcache.train_student(small.net(), small.loader(), path, temperature=3.0)
     assert not (tmp_path / "students").exists()
 
