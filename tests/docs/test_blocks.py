@@ -48,9 +48,8 @@ def test_python_blocks(tmp_path):
         code = "\n".join(blocks(document, "python"))
         (folder / "document.py").write_text(code, encoding="utf-8")
     printed = run(["-c", SCRIPTS, *map(str, folders.values())], tmp_path)
-    told = dict(
-        part.split("\n", maxsplit=1) for part in f"\n{printed}".split("\ndocument ") if part.strip()
-    )
+    parts = [part.partition("\n") for part in f"\n{printed}".split("\ndocument ")[1:]]
+    told = {folder: text for folder, _, text in parts}
     assert told.keys() == {str(folder) for folder in folders.values()}
     scores, weights = told[str(folders[MAIN])].splitlines()[-2:]
     accuracy, divergence = map(float, scores.split())
