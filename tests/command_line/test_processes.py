@@ -70,7 +70,7 @@ def test_a_run_says_nothing_but_its_summary(folder, trained):
     record = json.loads((folder / "runs/students/run-0001/run.json").read_text())
     assert f"cache digest  {record['digest']}" in lines
     assert "student       runs/students/run-0001/student.safetensors" in lines
-    assert len(lines) <= 14
+    assert len(lines) <= 13
     assert max(map(len, lines)) <= 80
 
 

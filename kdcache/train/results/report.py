@@ -30,7 +30,6 @@ _SHARE = re.compile(
 )
 _TEACHER = "teacher_"
 _BOUND = ">=  a lower bound: the cache holds the top k classes and the sum of the others"
-_EXACT = "    kdcache inspect shows the teacher's exact cross-entropy"
 
 
 def score_table(
@@ -62,7 +61,6 @@ def score_table(
         if any(_TEACHER + name in numbers for name in kinds):
             rows.append(["  its teacher", *(cell(split, _TEACHER + name) for name in kinds)])
     notes = [_BOUND] if lower_bounds else []
-    notes += [_EXACT] if any("_teacher_cross_entropy" in name for name in lower_bounds) else []
     notes += [f"{split}: scores of a part, {part}" for split, part in parts.items()]
     return "\n".join([aligned(rows, width), *notes])
 
